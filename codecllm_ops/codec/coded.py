@@ -1,0 +1,317 @@
+"""A coded matrix in memory: four tensors and the parsed head; slicing, concatenation, checking."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from ..format.errors import CorruptStreamError
+from ..format.head import ROW_SCALE, Head
+from ..format.layout import STREAM_ALIGN, STREAM_PAD, TILE_ROWS, ceil_div, record_ints
+from .tables import runtime_table
+
+PARTS = {
+    "stream": torch.uint8,
+    "raw": torch.uint8,
+    "index": torch.int32,
+    "head": torch.uint8,
+}
+
+
+STORED_BIT = 18
+
+
+def pack_layout(head: Head) -> int:
+    """What kernels must know on the host, in one integer (an op argument; not on the wire).
+
+    Bits 0..7 format id, 8..11 scale_bits, 12..16 len_bits, 17 predictor, 18 stored,
+    19..20 scale kind, 32..47 tile_cols.
+    """
+    return (
+        head.fmt.id
+        | head.scale_bits << 8
+        | head.len_bits << 12
+        | head.predictor << 17
+        | head.stored << STORED_BIT
+        | head.scale_kind << 19
+        | head.tile_cols << 32
+    )
+
+
+def _bytes(t: torch.Tensor) -> memoryview:
+    if t.numel() == 0:
+        return memoryview(b"")
+    return memoryview(t.detach().cpu().contiguous().view(torch.uint8).numpy())
+
+
+@dataclass(frozen=True)
+class CodedMatrix:
+    """stream, raw, head: uint8 [*]; index: int32 [*]; all on one device."""
+
+    stream: torch.Tensor
+    raw: torch.Tensor
+    index: torch.Tensor
+    head: torch.Tensor
+
+    @staticmethod
+    def build(head: Head, stream, raw, index, device=None) -> CodedMatrix:
+        """From a head without checksums and three buffers or tensors."""
+        parts = [_as_tensor(b, torch.uint8) for b in (stream, raw)]
+        parts.append(_as_tensor(index, torch.int32))
+        head = head.with_crcs(*(_bytes(p) for p in parts))
+        packed = torch.frombuffer(bytearray(head.pack()), dtype=torch.uint8)
+        return CodedMatrix(*(p.to(device) for p in (*parts, packed)))
+
+    @cached_property
+    def info(self) -> Head:
+        """The parsed head. Raises CorruptStreamError or UnsupportedFormatError."""
+        return Head.parse(bytes(_bytes(self.head)))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.info.rows, self.info.cols
+
+    @property
+    def device(self) -> torch.device:
+        return self.stream.device
+
+    @property
+    def nbytes(self) -> int:
+        """All that is stored, in bytes."""
+        return sum(t.numel() * t.element_size() for t in self.tensors())
+
+    @cached_property
+    def layout(self) -> int:
+        return pack_layout(self.info)
+
+    @cached_property
+    def table(self) -> torch.Tensor:
+        """Runtime slot tables, int32 [segments, 8 + 2^scale_bits]; built from the head."""
+        return torch.from_numpy(runtime_table(self.info)).to(self.device)
+
+    @cached_property
+    def scale(self) -> torch.Tensor | None:
+        """float32 [1] or [rows], or None."""
+        if self.info.scale is None:
+            return None
+        return torch.from_numpy(self.info.scale).to(self.device)
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return self.stream, self.raw, self.index, self.head
+
+    def to(self, device) -> CodedMatrix:
+        return CodedMatrix(*(t.to(device) for t in self.tensors()))
+
+    def check(self, checksums: bool = True) -> CodedMatrix:
+        """Raises CorruptStreamError, naming the field, unless kernels may run on this matrix.
+
+        Args:
+            checksums: also read everything and compare CRC-32s.
+        """
+        for name, t in zip(PARTS, self.tensors(), strict=True):
+            if t.dtype != PARTS[name] or t.dim() != 1 or not t.is_contiguous():
+                raise CorruptStreamError(
+                    f"{name}: {t.dtype} {list(t.shape)}, not a contiguous 1-D {PARTS[name]}"
+                )
+        info = self.info
+        sizes = (info.stream_bytes, info.raw_bytes, info.index_ints)
+        for name, t, size in zip(PARTS, self.tensors(), sizes, strict=False):
+            if t.numel() != size:
+                raise CorruptStreamError(f"{name}: {t.numel()} elements, the head says {size}")
+        if checksums:
+            expected = (info.crc_stream, info.crc_raw, info.crc_index)
+            for name, t, crc in zip(PARTS, self.tensors(), expected, strict=False):
+                found = zlib.crc32(_bytes(t))
+                if found != crc:
+                    raise CorruptStreamError(
+                        f"{name}: CRC-32 {found:#010x}, the head says {crc:#010x}"
+                    )
+        if not info.stored:
+            self._check_index()
+        return self
+
+    def _check_index(self) -> None:
+        info, grid = self.info, self.info.grid
+        starts, lengths, segments = read_index(self.index.cpu().numpy(), info.len_bits)
+        tile_rows = [ceil_div(s.rows, TILE_ROWS) for s in info.segments]
+        expected = np.repeat(np.repeat(np.arange(len(tile_rows)), tile_rows), grid.col_tiles)
+        if (segments != expected).any():
+            tile = int(np.argmax(segments != expected))
+            raise CorruptStreamError(f"index: tile {tile} names segment {segments[tile]}")
+        ends = starts + 2 * lengths.sum(axis=1)
+        bad = ends > info.stream_bytes - STREAM_PAD
+        if bad.any():
+            tile = int(np.argmax(bad))
+            raise CorruptStreamError(
+                f"index: tile {tile} ends at byte {ends[tile]} of {info.stream_bytes - STREAM_PAD}"
+            )
+        if (lengths < 2).any():
+            raise CorruptStreamError("index: a lane has fewer than the two words of its state")
+
+    def slice(self, rows: slice = slice(None), cols: slice = slice(None)) -> CodedMatrix:
+        """Copies a part without decoding (tensor parallel ranks, experts).
+
+        Args:
+            rows, cols: step 1. Borders must be tile borders: rows at multiples of 16 within their
+                segment, cols at multiples of tile_cols; or the matrix's end.
+
+        Raises:
+            ValueError: a border inside a tile, or a stored matrix cut along columns.
+        """
+        info, grid = self.info, self.info.grid
+        r0, r1 = _range(rows, info.rows, "rows")
+        c0, c1 = _range(cols, info.cols, "cols")
+        scale = info.scale
+        if scale is not None and info.scale_kind == ROW_SCALE:
+            scale = scale[r0:r1]
+        if info.stored:
+            width = info.cols * info.fmt.word_bytes
+            words = self.stream.view(info.rows, width)
+            b = info.fmt.word_bytes
+            part = words[r0:r1, c0 * b : c1 * b].reshape(-1)
+            head = replace(info, rows=r1 - r0, cols=c1 - c0, scale=scale)
+            return CodedMatrix.build(head, part, self.raw, self.index, self.device)
+        for border in (c0, c1):
+            if border % info.tile_cols and border != info.cols:
+                raise ValueError(
+                    f"slice: column {border} is inside a tile; tile_cols is {info.tile_cols}"
+                )
+        tile_rows, segments = _cut_segments(info.segments, r0, r1)
+        col_tiles = range(c0 // info.tile_cols, ceil_div(c1, info.tile_cols)) if c1 > c0 else ()
+        tiles = np.array([[tr * grid.col_tiles + ct for ct in col_tiles] for tr in tile_rows])
+        tiles = tiles.reshape(-1).astype(np.int64)
+        head = replace(
+            info, rows=r1 - r0, cols=c1 - c0, segments=tuple(s for s, _ in segments), scale=scale
+        )
+        raw = _raw_rows(self.raw, grid, tile_rows, col_tiles)
+        stream, index = _gather_tiles(
+            self, tiles, np.repeat(np.arange(len(segments)), [n * len(col_tiles) for _, n in segments])
+        )
+        return CodedMatrix.build(head, stream, raw, index, self.device)
+
+    @staticmethod
+    def concat_rows(parts: list[CodedMatrix]) -> CodedMatrix:
+        """Stacks matrices of equal width along rows; every part keeps its table and window.
+
+        Raises:
+            ValueError: parts differ in format, cols, tile_cols, scale_bits, predictor, scale kind,
+                or one of several is stored.
+        """
+        infos = [p.info for p in parts]
+        if not infos:
+            raise ValueError("concat_rows: no parts")
+        keys = ("fmt", "cols", "tile_cols", "scale_bits", "predictor", "stored", "scale_kind")
+        for key in keys:
+            values = {getattr(i, key) for i in infos}
+            if len(values) > 1:
+                shown = ", ".join(str(getattr(i, key)) for i in infos)
+                raise ValueError(f"concat_rows: parts differ in {key}: {shown}")
+        first, scale = infos[0], None
+        if first.scale_kind:
+            if first.scale_kind != ROW_SCALE:
+                raise ValueError("concat_rows: parts with one scale per tensor")
+            scale = np.concatenate([i.scale for i in infos])
+        rows = sum(i.rows for i in infos)
+        device = parts[0].device
+        if first.stored:
+            head = replace(first, rows=rows, scale=scale)
+            stream = torch.cat([p.stream for p in parts])
+            return CodedMatrix.build(head, stream, parts[0].raw, parts[0].index, device)
+        len_bits = max(i.len_bits for i in infos)
+        streams, records, at, segment = [], [], 0, 0
+        for part, info in zip(parts, infos, strict=True):
+            body = part.stream[: info.stream_bytes - STREAM_PAD]
+            starts, lengths, segments = read_index(part.index.cpu().numpy(), info.len_bits)
+            records.append(write_index(starts + at, lengths, segments + segment, len_bits))
+            streams.append(body)
+            at += body.numel()
+            segment += len(info.segments)
+        streams.append(torch.zeros(STREAM_PAD, dtype=torch.uint8, device=device))
+        head = replace(
+            first,
+            rows=rows,
+            len_bits=len_bits,
+            segments=tuple(s for i in infos for s in i.segments),
+            scale=scale,
+        )
+        raw = torch.cat([p.raw for p in parts])
+        return CodedMatrix.build(head, torch.cat(streams), raw, np.concatenate(records), device)
+
+
+def _as_tensor(buffer, dtype: torch.dtype) -> torch.Tensor:
+    if isinstance(buffer, torch.Tensor):
+        return buffer.contiguous()
+    if isinstance(buffer, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(buffer))
+    return torch.frombuffer(bytearray(buffer), dtype=dtype) if len(buffer) else torch.empty(0, dtype=dtype)
+
+
+def _range(s: slice, size: int, name: str) -> tuple[int, int]:
+    start, stop, step = s.indices(size)
+    if step != 1:
+        raise ValueError(f"slice: {name} with step {step}")
+    return start, max(start, stop)
+
+
+def _cut_segments(segments, r0: int, r1: int):
+    """Tile rows of rows r0..r1, and per touched segment the rest of it and its tile rows."""
+    tile_rows, kept, row, tile_row = [], [], 0, 0
+    for s in segments:
+        lo, hi = max(r0 - row, 0), min(r1 - row, s.rows)
+        if lo < hi:
+            for border in (lo, hi):
+                if border % TILE_ROWS and border != s.rows:
+                    raise ValueError(f"slice: row {row + border} is inside a tile of 16 rows")
+            numbers = range(tile_row + lo // TILE_ROWS, tile_row + ceil_div(hi, TILE_ROWS))
+            tile_rows += numbers
+            kept.append((replace(s, rows=hi - lo), len(numbers)))
+        row += s.rows
+        tile_row += ceil_div(s.rows, TILE_ROWS)
+    return tile_rows, kept
+
+
+def _raw_rows(raw: torch.Tensor, grid, tile_rows, col_tiles) -> torch.Tensor:
+    if not tile_rows or not col_tiles:
+        return raw[:0]
+    begin = grid.raw_offset(0, col_tiles[0])
+    last = col_tiles[-1] + 1
+    end = grid.raw_row_bytes if last == grid.col_tiles else grid.raw_offset(0, last)
+    rows = raw.view(grid.tile_rows, grid.raw_row_bytes)
+    return rows[torch.tensor(tile_rows, device=raw.device), begin:end].reshape(-1)
+
+
+def _gather_tiles(coded: CodedMatrix, tiles: np.ndarray, segments: np.ndarray):
+    """Coded plane and index of some tiles, in the given order."""
+    info = coded.info
+    starts, lengths, _ = read_index(coded.index.cpu().numpy(), info.len_bits)
+    starts, lengths = starts[tiles], lengths[tiles]
+    sizes = -(-2 * lengths.sum(axis=1) // STREAM_ALIGN) * STREAM_ALIGN
+    pieces = [coded.stream[a : a + n] for a, n in zip(starts.tolist(), sizes.tolist(), strict=True)]
+    pieces.append(torch.zeros(STREAM_PAD, dtype=torch.uint8, device=coded.device))
+    index = write_index(np.cumsum(sizes) - sizes, lengths, segments, info.len_bits)
+    return torch.cat(pieces), index
+
+
+def read_index(index: np.ndarray, len_bits: int):
+    """First byte [T], lane lengths in words [T, 32], segment [T] of every tile, all int64."""
+    records = index.view(np.uint32).reshape(-1, record_ints(len_bits)).astype(np.int64)
+    per_int = 32 // len_bits
+    shifts = np.arange(per_int) * len_bits
+    deltas = (records[:, 2:, None] >> shifts) & ((1 << len_bits) - 1)
+    lengths = (records[:, 1] & 0xFFFF)[:, None] + deltas.reshape(len(records), 32)
+    return records[:, 0] * STREAM_ALIGN, lengths, records[:, 1] >> 16
+
+
+def write_index(starts, lengths, segments, len_bits: int) -> np.ndarray:
+    """The inverse of read_index, as int32 [T * record]."""
+    lengths = np.asarray(lengths, np.int64).reshape(-1, 32)
+    shortest = lengths.min(axis=1, initial=0xFFFF)
+    deltas = (lengths - shortest[:, None]).reshape(len(lengths), len_bits, 32 // len_bits)
+    packed = (deltas << (np.arange(32 // len_bits) * len_bits)).sum(axis=2)
+    columns = [np.asarray(starts) // STREAM_ALIGN, shortest | np.asarray(segments) << 16]
+    out = np.concatenate([np.stack(columns, axis=1), packed], axis=1)
+    return out.astype(np.uint32).view(np.int32).reshape(-1)

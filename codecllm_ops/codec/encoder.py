@@ -1,0 +1,139 @@
+"""Plans a tensor's coding (window, pairs, frequencies) and hands the work to a backend."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ..format.errors import UnsupportedFormatError
+from ..format.head import (
+    MAX_INDEX,
+    MAX_SCALE_BITS,
+    MIN_SCALE_BITS,
+    NO_SCALE,
+    PREDICTORS,
+    ROW_SCALE,
+    TENSOR_SCALE,
+    Head,
+    Segment,
+)
+from ..format.layout import LANES, MAX_TILE_COLS, STREAM_ALIGN, default_tile_cols
+from ..format.weight_formats import WeightFormat, by_dtype
+from .coded import CodedMatrix, write_index
+from .reference import index_len_bits
+from .tables import choose_window, padding_value, plan_segment
+
+
+class EncoderKernels(Protocol):
+    """What a backend does; `data` is uint8 [N, K * word bytes] on the CPU."""
+
+    def count_values(self, data, cols: int, format_id: int) -> torch.Tensor: ...
+
+    def count_pairs(self, data, cols, format_id, tile_cols, predictor, pad_value): ...
+
+    def encode_tiles(self, data, pairs, freqs, cols, format_id, tile_cols, predictor, pad_value,
+                     window_base, scale_bits): ...  # fmt: skip
+
+
+def encode(
+    weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    kernels: EncoderKernels,
+    *,
+    tile_cols: int | None,
+    scale_bits: int,
+    predictor: str,
+    allow_stored: bool,
+) -> CodedMatrix:
+    """Encodes a matrix [N, K]; see codecllm_ops.encode."""
+    if weight.dim() != 2:
+        raise ValueError(f"encode: weight has shape {list(weight.shape)}, a matrix [N, K] is coded")
+    if predictor not in (*PREDICTORS, "auto"):
+        raise ValueError(f"encode: predictor {predictor!r} is not one of none, left, auto")
+    fmt = by_dtype(weight.dtype)
+    rows, cols = weight.shape
+    tile_cols = default_tile_cols(cols) if not tile_cols else int(tile_cols)
+    if tile_cols % 16 or not 16 <= tile_cols <= MAX_TILE_COLS:
+        raise ValueError(f"encode: tile_cols {tile_cols} is not a multiple of 16 up to 16384")
+    if not MIN_SCALE_BITS <= scale_bits <= MAX_SCALE_BITS:
+        raise ValueError(f"encode: scale_bits {scale_bits} outside 8..11")
+    scale_np, scale_kind = _check_scale(fmt, scale, rows)
+    data = _bytes_of(weight, fmt)
+    values = kernels.count_values(data, cols, fmt.id)[: 1 << fmt.coded_bits].numpy()
+    pad_value = padding_value(values, fmt)
+
+    plans = []
+    for p in range(2) if predictor == "auto" else (PREDICTORS.index(predictor),):
+        pairs = kernels.count_pairs(data, cols, fmt.id, tile_cols, p, pad_value).numpy()
+        base, counts = window_counts(pairs, fmt)
+        segment, bits = plan_segment(counts, rows, base, pad_value, scale_bits)
+        plans.append((bits, p, segment))
+    _, p, segment = min(plans, key=lambda plan: plan[0])
+
+    stream, raw, lengths = kernels.encode_tiles(
+        data, torch.from_numpy(segment.pairs), torch.from_numpy(segment.freqs), cols, fmt.id,
+        tile_cols, p, pad_value, segment.window_base, scale_bits,
+    )  # fmt: skip
+    coded = _assemble(
+        fmt, rows, cols, tile_cols, scale_bits, p, segment, scale_np, scale_kind, stream, raw,
+        lengths.numpy(), weight.device,
+    )  # fmt: skip
+    if allow_stored and coded.nbytes >= data.numel() + 64 + (0 if scale is None else scale_np.nbytes):
+        head = Head(fmt, rows, cols, 0, 0, 0, (), 0, True, scale_np, scale_kind)
+        coded = CodedMatrix.build(head, data.reshape(-1), b"", np.zeros(0, np.int32), weight.device)
+    return coded
+
+
+def _assemble(fmt, rows, cols, tile_cols, scale_bits, predictor, segment: Segment, scale,
+              scale_kind, stream, raw, lengths: np.ndarray, device) -> CodedMatrix:  # fmt: skip
+    len_bits = index_len_bits_of(lengths)
+    sizes = -(-2 * lengths.astype(np.int64).sum(axis=1) // STREAM_ALIGN) * STREAM_ALIGN
+    starts = np.cumsum(sizes) - sizes
+    index = write_index(starts, lengths, np.zeros(len(lengths), np.int64), len_bits)
+    segments = (segment,)
+    head = Head(fmt, rows, cols, tile_cols, scale_bits, len_bits, segments, predictor, False, scale,
+                scale_kind)  # fmt: skip
+    return CodedMatrix.build(head, stream, raw, index, device)
+
+
+def index_len_bits_of(lengths: np.ndarray) -> int:
+    if not len(lengths):
+        return index_len_bits([])
+    widest = lengths[np.argmax(lengths.max(axis=1) - lengths.min(axis=1))]
+    return index_len_bits([widest.reshape(LANES).tolist()])
+
+
+def window_counts(pair_counts: np.ndarray, fmt: WeightFormat) -> tuple[int, np.ndarray]:
+    """Window base, and counts [1024] by 32 * i0 + i1, from counts [65536] by r0 + 256 * r1."""
+    grid = pair_counts.reshape(256, 256).T  # [r0, r1]
+    values = (grid.sum(axis=1) + grid.sum(axis=0))[: 1 << fmt.coded_bits]
+    base = choose_window(values)
+    window = np.full(256, MAX_INDEX + 1)
+    inside = np.arange(base, min(base + MAX_INDEX + 1, 256))
+    window[inside] = inside - base
+    r0, r1 = np.nonzero(grid)
+    counts = np.zeros(1024, np.int64)
+    np.add.at(counts, 32 * window[r0] + window[r1], grid[r0, r1])
+    return base, counts
+
+
+def _bytes_of(weight: torch.Tensor, fmt: WeightFormat) -> torch.Tensor:
+    data = weight.detach().cpu().contiguous()
+    if not data.numel():
+        return torch.empty((data.shape[0], data.shape[1] * fmt.word_bytes), dtype=torch.uint8)
+    return data.view(torch.uint8)
+
+
+def _check_scale(fmt: WeightFormat, scale: torch.Tensor | None, rows: int):
+    if scale is None:
+        return None, NO_SCALE
+    if fmt.dtype != torch.int8:
+        raise UnsupportedFormatError(f"encode: {fmt.name} takes no scale, only int8 does")
+    if scale.dtype != torch.float32 or scale.dim() != 1 or scale.numel() not in (1, rows):
+        raise ValueError(
+            f"encode: scale is {scale.dtype} {list(scale.shape)}, not float32 [1] or [{rows}]"
+        )
+    kind = TENSOR_SCALE if scale.numel() == 1 else ROW_SCALE
+    return scale.detach().cpu().numpy().copy(), kind

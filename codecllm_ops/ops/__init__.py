@@ -1,0 +1,16 @@
+"""Ops: schemas, implementations per backend, and functions that take a CodedMatrix."""
+
+from . import kernels  # noqa: F401  (registers the ops)
+from .functional import decode, decode_linear, decode_rows, encode, quantize_int8
+from .registry import BackendUnavailableError, backend_info, select_cpu_isa
+
+__all__ = [
+    "BackendUnavailableError",
+    "backend_info",
+    "decode",
+    "decode_linear",
+    "decode_rows",
+    "encode",
+    "quantize_int8",
+    "select_cpu_isa",
+]

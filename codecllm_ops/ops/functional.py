@@ -1,0 +1,130 @@
+"""The ops on a CodedMatrix instead of its parts."""
+
+from __future__ import annotations
+
+import torch
+
+from ..codec.coded import CodedMatrix
+from ..format.errors import CorruptStreamError
+
+
+def encode(
+    weight: torch.Tensor,
+    *,
+    scale: torch.Tensor | None = None,
+    tile_cols: int | None = None,
+    scale_bits: int = 11,
+    predictor: str = "none",
+    allow_stored: bool = True,
+) -> CodedMatrix:
+    """Encodes a matrix without loss.
+
+    Args:
+        weight: [N, K], bfloat16, float16, float32, float8_e4m3fn, float8_e5m2 or int8, any device;
+            the dtype picks the weight format.
+        scale: int8 only: float32 [1] or [N], the factor of the tensor or of each row.
+        tile_cols: columns per tile, a multiple of 16; None: about 512.
+        scale_bits: 8 to 11; slot tables have 2^scale_bits entries.
+        predictor: "none", "left", or "auto": whichever is smaller.
+        allow_stored: keep the words uncoded if coding does not shrink them.
+
+    Returns:
+        The coded matrix, on the weight's device.
+
+    Raises:
+        UnsupportedFormatError: no weight format has this dtype.
+        ValueError: not a matrix, or a parameter out of range.
+    """
+    return CodedMatrix(
+        *torch.ops.codecllm.encode(
+            weight,
+            scale,
+            tile_cols=tile_cols,
+            scale_bits=scale_bits,
+            predictor=predictor,
+            allow_stored=allow_stored,
+        )
+    )
+
+
+def decode(coded: CodedMatrix, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Decodes to [N, K] on the coded matrix's device.
+
+    Args:
+        dtype: None gives the coded dtype, bit for bit; else scaled (int8) in float32 and cast.
+
+    Raises:
+        CorruptStreamError: the streams do not end as the encoder began.
+    """
+    return _translated(torch.ops.codecllm.decode, *_args(coded), *_shape(coded), dtype=dtype)
+
+
+def decode_linear(
+    x: torch.Tensor, coded: CodedMatrix, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x @ decode(coded)^T + bias without the dense weight in memory.
+
+    Args:
+        x: [..., K], float32, bfloat16 or float16, on the coded matrix's device.
+        bias: [N] of x's dtype.
+
+    Returns:
+        [..., N] of x's dtype, accumulated in float32.
+    """
+    return _translated(
+        torch.ops.codecllm.decode_linear, x, *_args(coded), bias, *_shape(coded)
+    )
+
+
+def decode_rows(
+    ids: torch.Tensor, coded: CodedMatrix, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """Rows `ids` (int64 or int32, any shape) of the matrix: [*ids.shape, K]. See decode."""
+    return _translated(
+        torch.ops.codecllm.decode_rows, ids, *_args(coded), *_shape(coded), dtype=dtype
+    )
+
+
+def quantize_int8(weight: torch.Tensor, per: str = "row") -> tuple[torch.Tensor, torch.Tensor]:
+    """Absmax quantisation: weight [N, K] of any float dtype ~ q * scale.
+
+    Args:
+        per: "row" or "tensor".
+
+    Returns:
+        q: int8 [N, K] in -127..127, rounded to nearest even; scale: float32 [N] or [1].
+
+    Raises:
+        ValueError: a weight that is not finite has no int8 value.
+    """
+    if per not in ("row", "tensor"):
+        raise ValueError(f"quantize_int8: per={per!r} is not 'row' or 'tensor'")
+    w = weight.detach().to(torch.float32)
+    if not torch.isfinite(w).all():
+        raise ValueError("quantize_int8: the weight has NaN or infinite values")
+    if per == "row":
+        absmax = w.abs().amax(dim=1) if w.shape[1] else w.new_zeros(w.shape[0])
+    else:
+        absmax = w.abs().amax().reshape(1) if w.numel() else w.new_zeros(1)
+    scale = torch.where(absmax > 0, absmax / 127, torch.ones_like(absmax))
+    q = torch.round(w / (scale[:, None] if per == "row" else scale)).clamp_(-127, 127)
+    return q.to(torch.int8), scale
+
+
+def _args(c: CodedMatrix):
+    return c.stream, c.raw, c.index, c.table, c.scale
+
+
+def _shape(c: CodedMatrix):
+    return c.info.rows, c.info.cols, c.layout
+
+
+def _translated(op, *args, **kwargs):
+    """C++ can only raise RuntimeError; give corruption its own type back."""
+    try:
+        return op(*args, **kwargs)
+    except RuntimeError as error:
+        message = str(error)
+        if ": corrupt " in message:
+            raise CorruptStreamError(message.split("\n")[0]) from error
+        raise

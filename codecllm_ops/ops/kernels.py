@@ -1,0 +1,157 @@
+"""Implementations, fakes, autograd and FLOP formulas of the public ops."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.library import get_ctx, register_autograd, register_fake
+from torch.utils.flop_counter import register_flop_formula
+
+from ..codec import encoder
+from ..codec.coded import STORED_BIT
+from ..format.weight_formats import by_id
+from .registry import backend_for, compiled_cpu
+from .schema import LIBRARY
+
+ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _same_device(op: str, stream: torch.Tensor, **others) -> None:
+    for name, t in others.items():
+        if t is not None and t.device != stream.device:
+            raise RuntimeError(
+                f"codecllm::{op}: {name} is on {t.device}, the coded matrix on {stream.device}"
+            )
+
+
+def _finish(words, scale, rows, cols, layout, dtype):
+    """Bytes [rows, cols * b] to the weight format's dtype, or scaled and cast to `dtype`."""
+    native = by_id(layout & 0xFF).dtype
+    out = words.view(native) if words.numel() else words.new_empty((rows, cols), dtype=native)
+    if dtype is None or (dtype == native and scale is None):
+        return out
+    if scale is not None:
+        scale = scale if scale.numel() == 1 else scale[:, None]
+        return (out.to(torch.float32) * scale).to(dtype)
+    return out.to(dtype)
+
+
+def _decode(stream, raw, index, table, scale, rows, cols, layout, dtype=None):
+    _same_device("decode", stream, raw=raw, index=index, table=table, scale=scale)
+    backend = backend_for(stream.device)
+    words = backend.decode_words(stream, raw, index, table, rows, cols, layout)
+    return _finish(words, scale, rows, cols, layout, dtype)
+
+
+def _decode_rows(ids, stream, raw, index, table, scale, rows, cols, layout, dtype=None):
+    _same_device("decode_rows", stream, ids=ids, raw=raw, index=index, table=table, scale=scale)
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise RuntimeError(f"codecllm::decode_rows: ids are {ids.dtype}, not int64 or int32")
+    flat = ids.reshape(-1).to(torch.int64).contiguous()
+    backend = backend_for(stream.device)
+    words = backend.decode_rows_words(flat, stream, raw, index, table, rows, cols, layout)
+    if scale is not None and scale.numel() > 1:
+        scale = scale[flat]
+    return _finish(words, scale, flat.numel(), cols, layout, dtype).view(*ids.shape, cols)
+
+
+def _decode_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout):
+    """decode, then F.linear: what runs where no fused kernel does."""
+    _same_device("decode_linear", stream, x=x, table=table, scale=scale, bias=bias)
+    if x.dtype not in ACTIVATIONS:
+        raise RuntimeError(f"codecllm::decode_linear: x is {x.dtype}, not one of {ACTIVATIONS}")
+    if x.dim() < 1 or x.shape[-1] != cols:
+        raise RuntimeError(
+            f"codecllm::decode_linear: the last dimension of x must be {cols}: {list(x.shape)}"
+        )
+    if bias is not None and (bias.dtype != x.dtype or bias.shape != (rows,)):
+        raise RuntimeError(
+            f"codecllm::decode_linear: bias is {bias.dtype} {list(bias.shape)}, "
+            f"not {x.dtype} [{rows}]"
+        )
+    weight = _decode(stream, raw, index, table, scale, rows, cols, layout, x.dtype)
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def _encode(weight, scale=None, *, tile_cols=None, scale_bits=11, predictor="none",
+            allow_stored=True):  # fmt: skip
+    coded = encoder.encode(
+        weight,
+        scale,
+        backend_for(torch.device("cpu")),
+        tile_cols=tile_cols,
+        scale_bits=scale_bits,
+        predictor=predictor,
+        allow_stored=allow_stored,
+    )
+    return coded.tensors()
+
+
+LIBRARY.impl("encode", _encode, "CompositeExplicitAutograd")
+LIBRARY.impl("decode", _decode, "CompositeExplicitAutograd")
+LIBRARY.impl("decode_rows", _decode_rows, "CompositeExplicitAutograd")
+LIBRARY.impl("_stored_linear", _decode_linear, "CompositeExplicitAutograd")
+# The compiled library brings its own "CPU" kernel; every other device decodes first.
+LIBRARY.impl("decode_linear", _decode_linear, "CUDA")
+if not compiled_cpu():
+    LIBRARY.impl("decode_linear", _decode_linear, "CPU")
+
+
+@register_fake("codecllm::encode", lib=LIBRARY)
+def _(weight, scale=None, *, tile_cols=None, scale_bits=11, predictor="none", allow_stored=True):
+    ctx = get_ctx()
+    sizes = [ctx.new_dynamic_size() for _ in range(4)]
+    dtypes = (torch.uint8, torch.uint8, torch.int32, torch.uint8)
+    return tuple(weight.new_empty((n,), dtype=d) for n, d in zip(sizes, dtypes, strict=True))
+
+
+@register_fake("codecllm::decode", lib=LIBRARY)
+def _(stream, raw, index, table, scale, rows, cols, layout, dtype=None):
+    return stream.new_empty((rows, cols), dtype=dtype or by_id(layout & 0xFF).dtype)
+
+
+@register_fake("codecllm::decode_rows", lib=LIBRARY)
+def _(ids, stream, raw, index, table, scale, rows, cols, layout, dtype=None):
+    return stream.new_empty((*ids.shape, cols), dtype=dtype or by_id(layout & 0xFF).dtype)
+
+
+def _fake_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout):
+    torch._check(x.shape[-1] == cols, lambda: f"decode_linear: x {list(x.shape)}, cols {cols}")
+    return x.new_empty((*x.shape[:-1], rows))
+
+
+register_fake("codecllm::decode_linear", _fake_linear, lib=LIBRARY)
+
+
+def _setup_context(ctx, inputs, output):
+    x, stream, raw, index, table, scale, bias, rows, cols, layout = inputs
+    # Streams only: the backward pass decodes again, nothing dense is kept.
+    ctx.save_for_backward(stream, raw, index, table, scale)
+    ctx.call = rows, cols, layout
+
+
+def _backward(ctx, grad):
+    grad_x = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        stream, raw, index, table, scale = ctx.saved_tensors
+        weight = torch.ops.codecllm.decode(
+            stream, raw, index, table, scale, *ctx.call, dtype=grad.dtype
+        )
+        grad_x = grad @ weight
+    if ctx.needs_input_grad[6]:
+        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
+    return grad_x, None, None, None, None, None, grad_bias, None, None, None
+
+
+register_autograd(
+    "codecllm::decode_linear", _backward, setup_context=_setup_context, lib=LIBRARY
+)
+
+
+@register_flop_formula(torch.ops.codecllm.decode_linear)
+def _flops(x_shape, stream, raw, index, table, scale, bias, rows, cols, layout, *args, **kwargs):
+    return 2 * math.prod(x_shape) * rows
+
+
+assert STORED_BIT == 18  # csrc/torch/coded_args.h reads the same bit

@@ -1,0 +1,57 @@
+"""Schemas of all ops: the one source of truth. Defined in Python, so they exist without a library.
+
+Arguments of the coded ops, after the activations:
+    stream, raw  uint8 [*]   coded and raw plane
+    index        int32 [*]   tile index
+    table        int32 [segments, 8 + 2^scale_bits]  runtime slot tables
+    scale        float32 [1] or [rows], int8 only
+    rows, cols   shape of the decoded matrix
+    layout       packed parameters (codec/coded.py: pack_layout)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.library import Library
+
+_CODED = "Tensor stream, Tensor raw, Tensor index, Tensor table, Tensor? scale"
+_SHAPE = "SymInt rows, SymInt cols, int layout"
+
+PUBLIC = {
+    "encode": (
+        "(Tensor weight, Tensor? scale=None, *, int? tile_cols=None, int scale_bits=11, "
+        "str predictor='none', bool allow_stored=True) -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "decode": f"({_CODED}, {_SHAPE}, ScalarType? dtype=None) -> Tensor",
+    "decode_linear": f"(Tensor x, {_CODED}, Tensor? bias, {_SHAPE}) -> Tensor",
+    "decode_rows": f"(Tensor ids, {_CODED}, {_SHAPE}, ScalarType? dtype=None) -> Tensor",
+}
+
+_PLAIN = "Tensor stream, Tensor raw, Tensor index, Tensor table, int rows, int cols, int layout"
+
+# What a compiled library implements; not for users.
+INTERNAL = {
+    "_decode_words": f"({_PLAIN}) -> Tensor",
+    "_decode_rows_words": f"(Tensor ids, {_PLAIN}) -> Tensor",
+    "_stored_linear": PUBLIC["decode_linear"],
+    "_count_values": "(Tensor words, int cols, int format) -> Tensor",
+    "_count_pairs": (
+        "(Tensor words, int cols, int format, int tile_cols, int predictor, int pad_value) "
+        "-> Tensor"
+    ),
+    "_encode_tiles": (
+        "(Tensor words, Tensor pairs, Tensor freqs, int cols, int format, int tile_cols, "
+        "int predictor, int pad_value, int window_base, int scale_bits) "
+        "-> (Tensor, Tensor, Tensor)"
+    ),
+    "_isa": "() -> str",
+    "_select_isa": "(str name) -> bool",
+    "_available_isas": "() -> str",
+    "_set_gemm_from": "(int rows) -> ()",
+}
+
+# Kept for the life of the process: a Library that is collected takes its ops along.
+LIBRARY = Library("codecllm", "DEF")
+
+for _name, _schema in {**PUBLIC, **INTERNAL}.items():
+    LIBRARY.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))

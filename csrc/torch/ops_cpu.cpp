@@ -1,0 +1,407 @@
+// CPU implementations of the ops whose schemas stand in codecllm_ops/ops/schema.py: checks,
+// threads, no arithmetic.
+#include <stdlib.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../cpu/encode.h"
+#include "../cpu/kernels.h"
+#include "coded_args.h"
+
+namespace codecllm {
+namespace {
+
+using OptTensor = std::optional<Tensor>;
+
+// First corruption that any thread met.
+class SharedStatus {
+ public:
+  void merge(const Status& s) {
+    if (s) return;
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (status_) status_ = s;
+  }
+  const Status& get() const { return status_; }
+
+ private:
+  std::mutex mutex_;
+  Status status_;
+};
+
+// 64-byte aligned scratch of a thread.
+class ScratchBuffer {
+ public:
+  explicit ScratchBuffer(int64_t bytes) : p_(aligned_alloc(64, size_t(ceil_div(bytes, 64) * 64))) {
+    if (!p_) throw std::bad_alloc();
+  }
+  ~ScratchBuffer() { free(p_); }
+  ScratchBuffer(const ScratchBuffer&) = delete;
+  ScratchBuffer& operator=(const ScratchBuffer&) = delete;
+  uint8_t* get() const { return (uint8_t*)p_; }
+
+ private:
+  void* p_;
+};
+
+// Runs f(begin, end, scratch) -> Status on ranges of tile rows in [first, last), in pairs of tile
+// rows. Nothing throws inside (parallel_for cannot carry it): memory is taken before.
+template <class F>
+Status parallel_tile_rows(const CodedView& view, int64_t first, int64_t last, int64_t m, F&& f) {
+  const int64_t pairs = ceil_div(last - first, 2);
+  const int64_t bytes = ceil_div(scratch_bytes(view, m), 64) * 64;
+  const int64_t ranges = std::min<int64_t>(pairs, torch::stable::get_num_threads());
+  if (ranges <= 0) return {};
+  ScratchBuffer scratch(bytes * ranges);
+  SharedStatus status;
+  torch::stable::parallel_for(0, ranges, 1, [&](int64_t lo, int64_t hi) {
+    for (int64_t r = lo; r < hi; ++r) {
+      int64_t begin = first + 2 * (pairs * r / ranges);
+      int64_t end = std::min(last, first + 2 * (pairs * (r + 1) / ranges));
+      status.merge(f(begin, end, scratch.get() + bytes * r));
+    }
+  });
+  return status.get();
+}
+
+Tensor decode_words(const Tensor& stream, const Tensor& raw, const Tensor& index,
+                    const Tensor& table, int64_t rows, int64_t cols, int64_t layout_bits) {
+  const Layout layout(layout_bits);
+  const CodedView view = coded_view(stream, raw, index, table, rows, cols, layout, "decode");
+  Tensor out = torch::stable::new_empty(
+      stream, {rows, cols * word_bytes(layout.format, "decode")}, ScalarType::Byte);
+  uint8_t* to = out.mutable_data_ptr<uint8_t>();
+  if (layout.stored) {
+    if (view.stream_bytes) memcpy(to, view.stream, size_t(view.stream_bytes));
+    return out;
+  }
+  if (!out.numel()) return out;
+  const Kernels& k = kernels();
+  check_status(parallel_tile_rows(view, 0, view.tile_rows, 0,
+                                  [&](int64_t begin, int64_t end, uint8_t* scratch) {
+                                    return k.decode(view, begin, end, to, scratch);
+                                  }),
+               "decode");
+  return out;
+}
+
+Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& raw,
+                         const Tensor& index, const Tensor& table, int64_t rows, int64_t cols,
+                         int64_t layout_bits) {
+  const Layout layout(layout_bits);
+  const CodedView view = coded_view(stream, raw, index, table, rows, cols, layout, "decode_rows");
+  check_tensor(ids, ScalarType::Long, 1, "decode_rows", "ids");
+  const int64_t* id = ids.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < ids.numel(); ++i)
+    STD_TORCH_CHECK(id[i] >= 0 && id[i] < rows, "codecllm::decode_rows: index ", id[i],
+                    " is out of range for a matrix of ", rows, " rows");
+  const int64_t row_bytes = cols * word_bytes(layout.format, "decode_rows");
+  Tensor out = torch::stable::new_empty(stream, {ids.numel(), row_bytes}, ScalarType::Byte);
+  if (!out.numel()) return out;
+  uint8_t* to = out.mutable_data_ptr<uint8_t>();
+  if (layout.stored) {
+    for (int64_t i = 0; i < ids.numel(); ++i)
+      memcpy(to + i * row_bytes, view.stream + id[i] * row_bytes, size_t(row_bytes));
+    return out;
+  }
+  SharedStatus status;
+  torch::stable::parallel_for(0, ids.numel(), 1, [&](int64_t begin, int64_t end) {
+    status.merge(decode_rows(view, id, begin, end, to));
+  });
+  check_status(status.get(), "decode_rows");
+  return out;
+}
+
+Dtype activation_dtype(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return Dtype::f32;
+    case ScalarType::BFloat16: return Dtype::bf16;
+    case ScalarType::Half: return Dtype::f16;
+    default:
+      STD_TORCH_CHECK(false, "codecllm::decode_linear: x is neither float32, bfloat16 nor float16");
+  }
+}
+
+struct LinearCall {
+  CodedView view;
+  Layout layout;
+  Dtype dtype;
+  Tensor x;  // [M, K], contiguous
+  OptTensor scale, bias;
+
+  const float* scales() const { return scale ? scale->const_data_ptr<float>() : nullptr; }
+  bool scale_per_row() const { return layout.scale_kind == kRowScale; }
+};
+
+// Decoded weights live in registers and the first-level cache only.
+Tensor fused_linear(const LinearCall& c) {
+  const int64_t m = c.x.size(0), rows = c.view.rows, cols = c.view.cols;
+  Tensor out = torch::stable::new_empty(c.x, {m, rows});
+  const Kernels& k = kernels();
+  const bool as_bf16 = k.bf16_dot && c.dtype == Dtype::bf16 && c.view.format == Bf16::fmt.id;
+  const int64_t padded = ceil_div(cols, kGroupCols) * kGroupCols;
+  ScratchBuffer packed(m * padded * (as_bf16 ? 2 : 4));
+  pack_x(c.x.const_data_ptr(), c.dtype, m, cols, as_bf16, packed.get());
+  const LinearArgs a = {packed.get(),
+                        as_bf16,
+                        m,
+                        c.scales(),
+                        c.scale_per_row(),
+                        c.bias ? c.bias->const_data_ptr() : nullptr,
+                        out.mutable_data_ptr(),
+                        c.dtype,
+                        rows};
+  check_status(parallel_tile_rows(c.view, 0, c.view.tile_rows, m,
+                                  [&](int64_t begin, int64_t end, uint8_t* scratch) {
+                                    return k.linear(c.view, begin, end, a, scratch);
+                                  }),
+               "decode_linear");
+  return out;
+}
+
+Tensor aten_linear(const Tensor& x, const Tensor& weight, const OptTensor& bias) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(x),
+                                    torch::stable::detail::from(weight),
+                                    torch::stable::detail::from(bias)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::linear", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// Nothing to decode: codecllm_ops/ops/kernels.py views the words and calls F.linear.
+Tensor stored_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, const Tensor& index,
+                     const Tensor& table, const OptTensor& scale, const OptTensor& bias,
+                     int64_t rows, int64_t cols, int64_t layout) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 10> stack{from(x),     from(stream), from(raw),  from(index),
+                                     from(table), from(scale),  from(bias), from(rows),
+                                     from(cols),  from(layout)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("codecllm::_stored_linear", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// Decodes a block of rows into a scratch that stays in the outer caches, then the library's GEMM.
+Tensor gemm_linear(const LinearCall& c) {
+  constexpr int64_t kBlockBytes = 4 << 20;
+  const int64_t m = c.x.size(0), rows = c.view.rows, cols = c.view.cols;
+  const int64_t row_bytes = cols * (c.dtype == Dtype::f32 ? 4 : 2);
+  const int64_t block = std::max<int64_t>(4, kBlockBytes / (row_bytes * kTileRows) / 2 * 2);
+  const Kernels& k = kernels();
+  Tensor out = torch::stable::new_empty(c.x, {m, rows});
+  Tensor scratch = torch::stable::new_empty(c.x, {std::min(rows, block * kTileRows), cols});
+  for (int64_t begin = 0; begin < c.view.tile_rows; begin += block) {
+    const int64_t end = std::min(begin + block, c.view.tile_rows);
+    const int64_t row0 = first_row(c.view, begin), n = first_row(c.view, end) - row0;
+    uint8_t* to = (uint8_t*)scratch.mutable_data_ptr();
+    check_status(parallel_tile_rows(c.view, begin, end, 0,
+                                    [&](int64_t lo, int64_t hi, uint8_t* thread_scratch) {
+                                      return k.decode_as(c.view, lo, hi, c.dtype, c.scales(),
+                                                         c.scale_per_row(), row0, to,
+                                                         thread_scratch);
+                                    }),
+                 "decode_linear");
+    Tensor weight = torch::stable::narrow(scratch, 0, 0, n);
+    OptTensor bias = c.bias;
+    if (bias) bias = torch::stable::narrow(*bias, 0, row0, n);
+    Tensor to_out = torch::stable::narrow(out, 1, row0, n);
+    torch::stable::copy_(to_out, aten_linear(c.x, weight, bias));
+  }
+  return out;
+}
+
+// Rows of x from which on decoding once and calling the library's GEMM is faster. Measured with
+// bench/bench_linear.py on two AVX-512 cores; the two paths differ by less than 10 % from 64 to
+// 256 rows.
+std::atomic<int64_t> gemm_from{128};
+
+Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, const Tensor& index,
+                     const Tensor& table, OptTensor scale, OptTensor bias, int64_t rows,
+                     int64_t cols, int64_t layout_bits) {
+  const char* op = "decode_linear";
+  const Layout layout(layout_bits);
+  if (layout.stored) return stored_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout_bits);
+  STD_TORCH_CHECK(x.is_cpu(), "codecllm::decode_linear: x is not on the CPU like the weight");
+  STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == cols,
+                  "codecllm::decode_linear: the last dimension of x must be ", cols, ", it is ",
+                  x.dim() ? x.size(x.dim() - 1) : 0);
+  LinearCall c = {coded_view(stream, raw, index, table, rows, cols, layout, op),
+                  layout,
+                  activation_dtype(x),
+                  torch::stable::contiguous(x),
+                  scale,
+                  bias};
+  if (bias) {
+    check_tensor(*bias, x.scalar_type(), 1, op, "bias");
+    STD_TORCH_CHECK(bias->size(0) == rows, "codecllm::decode_linear: bias of ", bias->size(0),
+                    " for ", rows, " rows");
+  }
+  STD_TORCH_CHECK(bool(scale) == (layout.scale_kind != kNoScale),
+                  "codecllm::decode_linear: scale missing or not wanted");
+  if (scale) {
+    check_tensor(*scale, ScalarType::Float, 1, op, "scale");
+    STD_TORCH_CHECK(scale->size(0) == (c.scale_per_row() ? rows : 1),
+                    "codecllm::decode_linear: ", scale->size(0), " scales for ", rows, " rows");
+  }
+  std::vector<int64_t> shape;
+  int64_t m = 1;
+  for (int64_t d = 0; d + 1 < x.dim(); ++d) shape.push_back(x.size(d)), m *= x.size(d);
+  shape.push_back(rows);
+  if (m == 0 || rows == 0) return torch::stable::new_empty(x, shape);
+  if (cols == 0) {  // no products: the bias, or zero
+    Tensor out = torch::stable::new_empty(x, shape);
+    const void* b = bias ? bias->const_data_ptr() : nullptr;
+    for (int64_t i = 0; i < m * rows; ++i)
+      store_float(out.mutable_data_ptr(), c.dtype, i, b ? load_float(b, c.dtype, i % rows) : 0.f);
+    return out;
+  }
+  if (x.dim() != 2) c.x = torch::stable::view(c.x, {m, cols});
+  Tensor out = m < gemm_from.load() ? fused_linear(c) : gemm_linear(c);
+  return x.dim() == 2 ? out : torch::stable::view(out, shape);
+}
+
+void set_gemm_from(int64_t rows) { gemm_from = rows; }
+
+// ---- encoder ------------------------------------------------------------------------------------
+
+DenseView dense_view(const Tensor& words, int64_t cols, int64_t format, int64_t tile_cols,
+                     int64_t predictor, int64_t pad_value, const char* op) {
+  check_tensor(words, ScalarType::Byte, 2, op, "words");
+  const int bytes = word_bytes(int(format), op);
+  STD_TORCH_CHECK(words.size(1) == cols * bytes, "codecllm::", op, ": ", words.size(1),
+                  " bytes a row for ", cols, " columns");
+  STD_TORCH_CHECK(tile_cols >= 16 && tile_cols % 16 == 0 && tile_cols <= kMaxTileCols, "codecllm::",
+                  op, ": tile_cols ", tile_cols, " is not a multiple of 16 from 16 to 16384");
+  return {words.const_data_ptr<uint8_t>(), words.size(0),  cols, int(format), int(tile_cols),
+          int(predictor), uint32_t(pad_value)};
+}
+
+// Sums histograms of `bins` counts over ranges of [0, n).
+template <class F>
+Tensor parallel_counts(const Tensor& like, int64_t n, int64_t bins, F&& count) {
+  Tensor total = torch::stable::new_zeros(like, {bins}, ScalarType::Long);
+  int64_t* to = total.mutable_data_ptr<int64_t>();
+  const int64_t ranges = std::min<int64_t>(n, torch::stable::get_num_threads());
+  if (ranges <= 0) return total;
+  std::vector<int64_t> counts(size_t(bins * ranges), 0);
+  torch::stable::parallel_for(0, ranges, 1, [&](int64_t lo, int64_t hi) {
+    for (int64_t r = lo; r < hi; ++r)
+      count(n * r / ranges, n * (r + 1) / ranges, counts.data() + bins * r);
+  });
+  for (size_t i = 0; i < counts.size(); ++i) to[i % bins] += counts[i];
+  return total;
+}
+
+Tensor count_values_op(const Tensor& words, int64_t cols, int64_t format) {
+  const DenseView view = dense_view(words, cols, format, 16, 0, 0, "_count_values");
+  return parallel_counts(words, view.rows, 256, [&](int64_t begin, int64_t end, int64_t* counts) {
+    count_values(view, begin, end, counts);
+  });
+}
+
+Tensor count_pairs_op(const Tensor& words, int64_t cols, int64_t format, int64_t tile_cols,
+                      int64_t predictor, int64_t pad_value) {
+  const DenseView view =
+      dense_view(words, cols, format, tile_cols, predictor, pad_value, "_count_pairs");
+  return parallel_counts(words, ceil_div(view.rows, kTileRows), 65536,
+                         [&](int64_t begin, int64_t end, int64_t* counts) {
+                           count_pairs(view, begin, end, counts);
+                         });
+}
+
+std::tuple<Tensor, Tensor, Tensor> encode_tiles_op(const Tensor& words, const Tensor& pairs,
+                                                   const Tensor& freqs, int64_t cols,
+                                                   int64_t format, int64_t tile_cols,
+                                                   int64_t predictor, int64_t pad_value,
+                                                   int64_t window_base, int64_t scale_bits) {
+  const char* op = "_encode_tiles";
+  const DenseView view = dense_view(words, cols, format, tile_cols, predictor, pad_value, op);
+  check_tensor(pairs, ScalarType::Long, 1, op, "pairs");
+  check_tensor(freqs, ScalarType::Long, 1, op, "freqs");
+  STD_TORCH_CHECK(scale_bits >= kMinScaleBits && scale_bits <= kMaxScaleBits, "codecllm::", op,
+                  ": scale_bits ", scale_bits, " outside 8..11");
+  int64_t sum = 0;
+  for (int64_t i = 0; i < pairs.numel(); ++i) {
+    int64_t id = pairs.const_data_ptr<int64_t>()[i], freq = freqs.const_data_ptr<int64_t>()[i];
+    STD_TORCH_CHECK(id >= 0 && id / 32 < kEscapeIndex && id % 32 < kEscapeIndex && freq > 0 &&
+                        window_base + std::max(id / 32, id % 32) < 256,
+                    "codecllm::", op, ": pair ", id, " of frequency ", freq);
+    sum += freq;
+  }
+  STD_TORCH_CHECK(pairs.numel() == freqs.numel() && sum < int64_t(1) << scale_bits &&
+                      window_base >= 0,
+                  "codecllm::", op, ": frequencies leave nothing for the escape");
+  const EncoderTables tables(pairs.const_data_ptr<int64_t>(), freqs.const_data_ptr<int64_t>(),
+                             pairs.numel(), uint32_t(window_base), int(scale_bits));
+  const int64_t tile_rows = ceil_div(view.rows, kTileRows), col_tiles = ceil_div(cols, tile_cols);
+  int64_t raw_bytes = 0;
+  with_format(view.format, [&](auto f) {
+    raw_bytes = raw_row_bytes(decltype(f)::fmt, cols, int(tile_cols));
+  });
+  Tensor raw = torch::stable::new_empty(words, {tile_rows * raw_bytes}, ScalarType::Byte);
+  Tensor lengths =
+      torch::stable::new_empty(words, {tile_rows * col_tiles, kLanes}, ScalarType::Int);
+  uint8_t* raw_to = raw.mutable_data_ptr<uint8_t>();
+  int32_t* lengths_to = lengths.mutable_data_ptr<int32_t>();
+  std::vector<std::vector<uint16_t>> rows(static_cast<size_t>(tile_rows));
+  std::atomic<bool> out_of_memory{false};
+  torch::stable::parallel_for(0, tile_rows, 1, [&](int64_t begin, int64_t end) {
+    try {
+      for (int64_t r = begin; r < end; ++r)
+        encode_tile_row(view, tables, r, rows[size_t(r)], raw_to + r * raw_bytes,
+                        lengths_to + r * col_tiles * kLanes);
+    } catch (const std::bad_alloc&) {
+      out_of_memory = true;
+    }
+  });
+  STD_TORCH_CHECK(!out_of_memory, "codecllm::", op, ": out of memory");
+  std::vector<int64_t> at(size_t(tile_rows) + 1, 0);
+  for (size_t r = 0; r < rows.size(); ++r) at[r + 1] = at[r] + 2 * int64_t(rows[r].size());
+  Tensor stream = torch::stable::new_empty(words, {at.back() + 2 * kStreamPadWords},
+                                           ScalarType::Byte);
+  uint8_t* to = stream.mutable_data_ptr<uint8_t>();
+  for (size_t r = 0; r < rows.size(); ++r) {
+    if (!rows[r].empty()) memcpy(to + at[r], rows[r].data(), rows[r].size() * 2);
+    std::vector<uint16_t>().swap(rows[r]);
+  }
+  memset(to + at.back(), 0, 2 * kStreamPadWords);
+  return {stream, raw, lengths};
+}
+
+// ---- instruction sets ---------------------------------------------------------------------------
+
+std::string isa() { return kernels().name; }
+
+bool select_isa(std::string name) { return select_kernels(name.c_str()); }
+
+std::string available_isas() {
+  std::string names;
+  for (const Kernels* const* k = all_kernels(); *k; ++k)
+    if ((*k)->supported()) names += names.empty() ? (*k)->name : std::string(" ") + (*k)->name;
+  return names;
+}
+
+}  // namespace
+}  // namespace codecllm
+
+STABLE_TORCH_LIBRARY_IMPL(codecllm, CPU, m) {
+  m.impl("_decode_words", TORCH_BOX(&codecllm::decode_words));
+  m.impl("_decode_rows_words", TORCH_BOX(&codecllm::decode_rows_words));
+  m.impl("decode_linear", TORCH_BOX(&codecllm::decode_linear));
+  m.impl("_count_values", TORCH_BOX(&codecllm::count_values_op));
+  m.impl("_count_pairs", TORCH_BOX(&codecllm::count_pairs_op));
+  m.impl("_encode_tiles", TORCH_BOX(&codecllm::encode_tiles_op));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(codecllm, CompositeExplicitAutograd, m) {
+  m.impl("_isa", TORCH_BOX(&codecllm::isa));
+  m.impl("_select_isa", TORCH_BOX(&codecllm::select_isa));
+  m.impl("_set_gemm_from", TORCH_BOX(&codecllm::set_gemm_from));
+  m.impl("_available_isas", TORCH_BOX(&codecllm::available_isas));
+}

@@ -1,0 +1,233 @@
+"""Commands and their arguments."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..model.compress_folder import compress_checkpoint
+from ..model.decompress_folder import decompress_checkpoint
+from ..model.inspect_folder import checkpoint_info, estimate_checkpoint, verify_checkpoint
+from ..model.report import CODED, CompressionReport
+from ..nn import Codec
+from .progress import progress
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Keep LLM weights entropy-coded, bit-exact. Folders in, folders out.",
+)
+
+Src = Annotated[Path, typer.Argument(help="Checkpoint folder.", show_default=False)]
+Dst = Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run.")]
+Skip = Annotated[list[str] | None, typer.Option(help="Keep tensors dense whose name matches.")]
+Format = Annotated[str, typer.Option(help="lossless, int8 or int8-tensor.")]
+TileCols = Annotated[int | None, typer.Option(help="Columns of a tile, a multiple of 16.")]
+Predictor = Annotated[str, typer.Option(help="none, left, or auto (measured per tensor).")]
+
+
+@app.command()
+def estimate(
+    src: Src,
+    format: Format = "lossless",
+    skip: Skip = None,
+    tile_cols: TileCols = None,
+    predictor: Predictor = "none",
+    as_json: Json = False,
+) -> None:
+    """Size that SRC would have, from samples; writes nothing."""
+    codec = Codec(tile_cols=tile_cols, predictor=predictor)
+    with progress("estimate") as show:
+        report = estimate_checkpoint(
+            src, format=format, codec=codec, skip=skip or (), progress=show
+        )
+    _print(report, as_json)
+
+
+@app.command()
+def compress(
+    src: Src,
+    dst: Dst,
+    format: Format = "lossless",
+    skip: Skip = None,
+    tile_cols: TileCols = None,
+    predictor: Predictor = "none",
+    jobs: Annotated[int, typer.Option(help="Tensors encoded at the same time.")] = 1,
+    force: Force = False,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Write SRC compressed to DST."""
+    with progress("compress") as show:
+        report = compress_checkpoint(
+            src,
+            dst,
+            format=format,
+            codec=Codec(tile_cols=tile_cols, predictor=predictor),
+            skip=skip or (),
+            jobs=jobs,
+            force=force,
+            resume=resume,
+            progress=show,
+        )
+    _print(report, as_json)
+
+
+@app.command()
+def decompress(
+    src: Src, dst: Dst, force: Force = False, resume: Resume = False, as_json: Json = False
+) -> None:
+    """Write the dense checkpoint of the compressed folder SRC to DST."""
+    with progress("decompress") as show:
+        report = decompress_checkpoint(src, dst, force=force, resume=resume, progress=show)
+    if as_json:
+        print(report.to_json())
+    else:
+        dense, coded = report.dense_bytes / 2**20, report.coded_bytes / 2**20
+        print(f"{coded:.1f} -> {dense:.1f} MiB, {report.seconds:.1f} s")
+
+
+@app.command()
+def verify(
+    src: Src,
+    dst: Annotated[Path | None, typer.Argument(help="Compressed folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare DST with its source SRC bit by bit; with one folder, check it and decode it."""
+    with progress("verify") as show:
+        result = verify_checkpoint(src, dst, progress=show)
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2))
+    else:
+        for line in result.mismatches[:10]:
+            print(line)
+        if len(result.mismatches) > 10:
+            print(f"... and {len(result.mismatches) - 10} more")
+        verdict = "equal bit by bit" if dst is not None else "checksums match, all decode"
+        if not result.ok:
+            verdict = f"{len(result.mismatches)} of {result.tensors} differ"
+        print(
+            f"{result.tensors} tensors, {result.coded} coded, "
+            f"{result.dense_bytes / 2**20:.1f} MiB: {verdict}, {result.seconds:.1f} s"
+        )
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def info(src: Src, as_json: Json = False) -> None:
+    """List the tensors of a folder with their rates."""
+    report = checkpoint_info(src)
+    if as_json:
+        print(report.to_json())
+        return
+    table = Table(box=None, pad_edge=False)
+    for title, justify in (
+        ("tensor", "left"),
+        ("shape", "left"),
+        ("format", "left"),
+        ("bytes", "right"),
+        ("bits/weight", "right"),
+    ):
+        table.add_column(title, justify=justify, no_wrap=True)
+    for row in report.layers:
+        shape = "x".join(map(str, row.shape))
+        kind = row.weight_format if row.status == CODED else f"dense {row.dtype}"
+        table.add_row(row.name, shape, kind, str(row.coded_bytes), f"{row.bits_per_weight:.3f}")
+    # A pipe has no width: names must not be cut there.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    print(report.line())
+
+
+@app.command()
+def generate(
+    src: Annotated[Path, typer.Argument(help="Folder, compressed or not.")],
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="May be repeated.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Per prompt.")] = 48,
+    mode: Annotated[str, typer.Option(help="fused or disk.")] = "fused",
+    exact: Annotated[bool, typer.Option("--exact", help="Decode, then F.linear.")] = False,
+    chat: Annotated[bool, typer.Option(help="Use the chat template, if there is one.")] = True,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1...")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Generate greedily and print the new text (without the prompt)."""
+    from ..integrations.generate import generate_text  # transformers takes seconds to import
+
+    result = generate_text(
+        src, prompt, max_new_tokens=max_new_tokens, mode=mode, exact=exact, chat=chat, device=device
+    )
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=2))
+        return
+    for text in result.texts:
+        print(text)
+    print(
+        f"{result.tokens_per_second:.1f} tokens/s, weights {result.weight_bytes / 2**20:.0f} MiB, "
+        f"peak memory {result.peak_rss_bytes / 2**20:.0f} MiB",
+        file=sys.stderr,
+    )
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Versions, the backend that runs, and what is missing."""
+    from .doctor import diagnose, lines
+
+    found = diagnose()
+    print(json.dumps(found, indent=2, default=str) if as_json else "\n".join(lines(found)))
+
+
+def _print(report: CompressionReport, as_json: bool) -> None:
+    print(report.to_json() if as_json else report.line())
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs a command; returns the exit code. Expected errors become one sentence on stderr."""
+    try:
+        code: Any = app(args=arguments, prog_name="codecllm", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except typer.Abort:
+        return _fail("interrupted", 130)
+    except KeyboardInterrupt:
+        return _fail("interrupted; --resume goes on", 130)
+    except BrokenPipeError:
+        # The reader of stdout is gone. Keep the interpreter's last flush from failing again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(_sentence(error))
+    except (ValueError, NotImplementedError, ImportError, MemoryError) as error:
+        return _fail(" ".join(str(error).split()) or type(error).__name__)
+    except Exception as error:
+        # A usage error of click, which typer may carry as a private copy: known by its method.
+        if hasattr(error, "format_message"):
+            return _fail(error.format_message(), 2)
+        raise
+
+
+def _sentence(error: OSError) -> str:
+    if error.strerror is None:
+        return str(error)
+    hint = ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "; free some space and run again with --resume"
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}{hint}"
+
+
+def _fail(sentence: str, code: int = 1) -> int:
+    print(f"codecllm: {sentence}", file=sys.stderr)
+    return code

@@ -1,0 +1,60 @@
+"""Tell transformers about codecllm without importing it.
+
+transformers has no plugin entry point and costs seconds to import. So we register at once where it
+is imported already, and otherwise when it is: a finder on sys.meta_path waits for one module.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import types
+import warnings
+from collections.abc import Sequence
+
+_AWAITED = "transformers.quantizers.auto"
+
+
+def register_transformers() -> None:
+    """Makes transformers load folders with quant_method "codecllm". Never raises."""
+    if _AWAITED in sys.modules:
+        _register()
+    elif not any(isinstance(f, _AfterImport) for f in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport())
+
+
+def _register() -> None:
+    try:
+        importlib.import_module("codecllm.integrations.transformers")
+    except Exception as error:  # an unknown future version must not break `import codecllm`
+        warnings.warn(
+            f"codecllm could not register with transformers, compressed folders will not load: "
+            f"{type(error).__name__}: {error}",
+            stacklevel=2,
+        )
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: types.ModuleType | None = None,
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != _AWAITED:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module: types.ModuleType) -> None:
+            execute(module)
+            _register()
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec

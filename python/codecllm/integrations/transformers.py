@@ -1,0 +1,269 @@
+"""transformers: a quantizer for folders that `codecllm compress` wrote.
+
+READ ME FIRST
+1. Only what the headers of the checkpoint files hold as streams gets replaced: no configuration
+   per layer, and meta tensors have their true sizes, which device_map="auto" adds up.
+2. A tied output layer has no tensors in the file. It becomes compressed because its source is, and
+   transformers ties all four streams.
+3. transformers moves non-persistent buffers after loading, without their values: tables are built
+   in the step after that, from heads that were read before.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from codecllm_ops.format import CorruptStreamError, UnsupportedFormatError
+from codecllm_ops.format.head import Head
+
+from ..model.checkpoint import QUANT_METHOD, VERSION, Checkpoint
+from ..model.compress import decompress_model
+from ..nn import STREAM_DTYPES, STREAM_NAMES, CodedModule, coded_form, obstacle, set_exact
+
+
+@register_quantization_config(QUANT_METHOD)
+class CodecllmConfig(QuantizationConfigMixin):
+    """`quantization_config` in config.json.
+
+    Attributes:
+        version: of the layout of the folder.
+        modules_to_not_convert: modules that stayed dense; for information.
+        dequantize: decode once while loading and go on with the plain model.
+    """
+
+    def __init__(
+        self,
+        quant_method: str = QUANT_METHOD,
+        version: int = VERSION,
+        modules_to_not_convert: list[str] | None = None,
+        dequantize: bool = False,
+        **ignored: Any,
+    ) -> None:
+        if version > VERSION:
+            raise UnsupportedFormatError(
+                f"this checkpoint has codecllm version {version}, this build reads up to "
+                f"{VERSION}; upgrade codecllm"
+            )
+        self.quant_method = QUANT_METHOD
+        self.version = version
+        self.modules_to_not_convert = modules_to_not_convert
+        self.dequantize = dequantize
+
+
+@register_quantizer(QUANT_METHOD)
+class CodecllmQuantizer(HfQuantizer):
+    """Puts compressed modules where the checkpoint has streams, and checks them after loading."""
+
+    requires_calibration = False
+
+    def __init__(self, quantization_config: CodecllmConfig, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self._heads: dict[str, tuple[Head, Path]] = {}  # by module name, until loading is done
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        if not self.pre_quantized:
+            raise ValueError(
+                "compressing while loading is not supported; run `codecllm compress SRC DST` once "
+                "and load DST, or call codecllm.compress_model_weights on the loaded model"
+            )
+
+    def update_dtype(self, dtype: torch.dtype | None) -> torch.dtype:
+        return torch.bfloat16 if dtype is None else dtype
+
+    def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+        """True for streams: the loader then leaves their shapes to us."""
+        module_name, _, leaf = param_name.rpartition(".")
+        return leaf in STREAM_DTYPES and isinstance(model.get_submodule(module_name), CodedModule)
+
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: list[str] | None = None, **kwargs: Any
+    ) -> None:
+        if getattr(model.config, "distributed_config", None) is not None:
+            raise NotImplementedError(
+                "codecllm: tensor parallel loading is not supported in transformers yet"
+            )
+        files = [Path(f) for f in checkpoint_files or []]
+        wrong = [f for f in files if f.suffix != ".safetensors"]
+        if wrong or not files:
+            raise ValueError(f"codecllm checkpoints are safetensors, not {wrong or 'in memory'}")
+        with Checkpoint(files[0].parent, files) as source:
+            self._replace(model, source)
+        if not self._heads:
+            raise ValueError(
+                f"{files[0].parent}: config.json says codecllm, but no file holds a coded matrix"
+            )
+        self._tie_streams(model)
+
+    def _replace(self, model: Any, source: Checkpoint) -> None:
+        rename = _renamer(model)
+        modules = dict(model.named_modules())
+        for name in source.coded_names():
+            info, path = source.checked_head(name), source.where[name].path
+            module_name = rename(name).rpartition(".")[0]
+            module = modules.get(module_name)
+            if module is None:
+                continue  # transformers lists it among the unexpected keys
+            self._put(model, module_name, module, info, f"{path}: {name}")
+            self._heads[module_name] = info, path
+
+    def _put(self, model: Any, name: str, module: nn.Module, info: Head, where: str) -> None:
+        reason = obstacle(module)
+        if reason is not None:
+            reason = reason or f"{type(module).__name__} is neither nn.Linear nor nn.Embedding"
+            raise ValueError(f"{where}: {reason}; compress again with --skip '{name}'")
+        shape = tuple(module.weight.shape)
+        if (info.rows, info.cols) != shape:
+            raise CorruptStreamError(
+                f"{where}: head: a matrix of {[info.rows, info.cols]}, the model has {list(shape)}"
+            )
+        sizes = (info.stream_bytes, info.raw_bytes, info.index_ints, len(info.pack()))
+        streams = {
+            part: torch.empty(size, dtype=dtype, device="meta")
+            for (part, dtype), size in zip(STREAM_DTYPES.items(), sizes, strict=True)
+        }
+        model.set_submodule(name, coded_form(module, streams, module.weight.dtype))
+
+    def _tie_streams(self, model: Any) -> None:
+        tied = getattr(model, "all_tied_weights_keys", None) or {}
+        for target, source in list(tied.items()):
+            names = [n.removesuffix(".weight") for n in (target, source)]
+            if not all(n.endswith(".weight") for n in (target, source)):
+                continue
+            coded = [n for n in names if n in self._heads]
+            if not coded:
+                continue
+            info, path = self._heads[coded[0]]
+            for name in names:
+                if name not in self._heads:
+                    module = model.get_submodule(name)
+                    self._put(model, name, module, info, f"{path}: {coded[0]}.weight")
+                    self._heads[name] = info, path
+            for part in STREAM_NAMES[1:]:
+                tied[f"{names[0]}.{part}"] = f"{names[1]}.{part}"
+
+    def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+        modules = {name: model.get_submodule(name) for name in self._heads}
+        for name, module in modules.items():
+            _cut_bias(module)
+            if module.weight.is_meta:  # offloaded to disk: streams come with each forward
+                module.rebuild(self._heads[name][0])
+        here = {id(m.weight): (n, m) for n, m in modules.items() if not m.weight.is_meta}
+        with ThreadPoolExecutor() as pool:  # zlib.crc32 lets other threads run
+            list(pool.map(lambda nm: self._check(*nm), here.values()))
+        for module in modules.values():
+            if not module.weight.is_meta:
+                module.rebuild()
+        self._heads.clear()
+        if self.quantization_config.dequantize:
+            decompress_model(model)
+        return model
+
+    def _check(self, name: str, module: CodedModule) -> None:
+        try:
+            module.coded.check(checksums=True)
+        except (CorruptStreamError, UnsupportedFormatError) as error:
+            raise type(error)(f"{self._heads[name][1]}: {name}.weight: {error}") from error
+
+    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        return decompress_model(model)
+
+    def update_tp_plan(self, config: Any) -> Any:  # transformers up to 5.17
+        return config
+
+    def update_parallel_plan(self, model: Any, plan: Any) -> None:  # since then
+        return None
+
+    def is_serializable(self, safe_serialization: bool | None = None) -> bool:
+        return True
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[None, dict[str, str]]:
+        return None, {"codecllm_version": str(VERSION)}
+
+    @property
+    def is_trainable(self) -> bool:
+        return True  # adapters; the streams are frozen
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+def _cut_bias(module: nn.Module) -> None:
+    """Tying pads the bias of an output layer to weight.shape[0], which is bytes here."""
+    bias = getattr(module, "bias", None)
+    if bias is not None and bias.shape[0] > module.out_features:
+        bias.data = bias.data[: module.out_features].clone()
+
+
+def _renamer(model: Any):
+    """Key in a checkpoint -> key in the model: transformers 5 renames while it loads."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    mapping = get_model_conversion_mapping(model, None, None)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    names = {name for name, _ in model.named_modules()}
+    prefix = model.base_model_prefix
+
+    def rename(key: str) -> str:
+        key = rename_source_key(key, renamings, [])[0]
+        module = key.rpartition(".")[0]
+        if module in names:
+            return key
+        if f"{prefix}.{module}" in names:
+            return f"{prefix}.{key}"
+        if module.startswith(prefix + ".") and module[len(prefix) + 1 :] in names:
+            return key[len(prefix) + 1 :]
+        return key
+
+    return rename
+
+
+def load_compressed_model(
+    path: Path | str,
+    mode: str = "fused",
+    device: torch.device | str = "cpu",
+    *,
+    exact: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """A ready causal language model from a compressed folder.
+
+    Args:
+        mode: "fused" keeps weights coded and decodes inside the matmul; "disk" decodes once and
+            returns the plain model.
+        device: where the model goes.
+        exact: in mode "fused", decode and call F.linear: logits equal the plain model's.
+        kwargs: for AutoModelForCausalLM.from_pretrained.
+
+    Raises:
+        NotImplementedError: mode "on_demand".
+        ValueError: any other mode, or not a compressed folder.
+        CorruptStreamError: names file, tensor and field.
+    """
+    if mode == "on_demand":
+        raise NotImplementedError(
+            'mode "on_demand" is not there yet; use "fused" (least memory) or "disk"'
+        )
+    if mode not in ("fused", "disk"):
+        raise ValueError(f'mode {mode!r} is unknown; known: "fused", "disk"')
+    with Checkpoint(path) as source:
+        source.require_coded()
+    from transformers import AutoModelForCausalLM
+
+    kwargs.setdefault("dtype", "auto")
+    model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
+    if torch.device(device).type != "cpu":
+        model.to(device)
+    if mode == "disk":
+        return decompress_model(model)
+    set_exact(model, exact)
+    return model

@@ -1,0 +1,1 @@
+"""Whole models and checkpoint folders: compress, decompress, save, load, verify."""

@@ -1,0 +1,265 @@
+"""A checkpoint folder as Hugging Face writes it: shards, index, config, other files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import codecllm_ops
+from codecllm_ops.codec.coded import CodedMatrix
+from codecllm_ops.format import FORMATS as WEIGHT_FORMATS
+from codecllm_ops.format import CorruptStreamError, Head, UnsupportedFormatError
+
+from ..nn import STREAM_DTYPES, STREAM_NAMES
+from .tensor_file import Entry, TensorFile
+
+QUANT_METHOD = "codecllm"
+VERSION = 1
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+REPORT = "codecllm_report.json"
+MIN_WEIGHTS = 4096  # below, the head outweighs what coding saves
+
+_SOURCE_DTYPES = {f.dtype for f in WEIGHT_FORMATS.values() if f.dtype != torch.int8}
+
+# Two-dimensional weights that are not read through nn.Linear or nn.Embedding, as far as names tell.
+_NOT_OURS = (
+    (re.compile(r"\.experts\.\d+\."), "weights of single experts are not supported yet"),
+    (re.compile(r"(^|\.)(router|gate|shared_expert_gate)\.weight$"), "a router"),
+    (
+        re.compile(
+            r"(^|\.)(wpe|embed_positions|position_embeddings?|token_type_embeddings"
+            r"|relative_attention_bias)\.weight$"
+        ),
+        "a position or type table",
+    ),
+)
+_CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+_CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
+
+
+@contextmanager
+def naming(path: Path, tensor: str) -> Iterator[None]:
+    """Errors about a stream get the file and the tensor in front of the field."""
+    try:
+        yield
+    except (CorruptStreamError, UnsupportedFormatError) as error:
+        text = str(error)
+        if text.startswith(str(path)):
+            raise
+        raise type(error)(f"{path}: {tensor}: {text}") from error
+
+
+class Checkpoint:
+    """An open checkpoint folder. Only headers are read until a tensor is asked for."""
+
+    def __init__(self, folder: Path | str, files: Sequence[Path] | None = None) -> None:
+        """Opens all shards.
+
+        Args:
+            files: the shards, where somebody else found them (a hub cache).
+
+        Raises:
+            FileNotFoundError: no such folder, or no weights in it.
+            ValueError: weights of another kind than safetensors, or a broken index.
+            CorruptStreamError: a shard is malformed; names file and tensor.
+        """
+        self.folder = Path(folder)
+        self.files: dict[str, TensorFile] = {}
+        try:
+            for path in files or [self.folder / name for name in _shard_names(self.folder)]:
+                self.files[path.name] = TensorFile(path)
+            self.where = {t: f for f in self.files.values() for t in f.entries}
+            if not files:
+                _check_index(self.folder, self.where)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        for f in self.files.values():
+            f.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """config.json, or nothing where there is none."""
+        path = self.folder / "config.json"
+        if not path.is_file():
+            return {}
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
+
+    @property
+    def quantization(self) -> dict[str, Any]:
+        return self.config.get("quantization_config") or {}
+
+    def entry(self, name: str) -> Entry:
+        return self.where[name].entries[name]
+
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        return self.where[name].read(name, rows)
+
+    def is_coded(self, name: str) -> bool:
+        """Whether `name` (`<module>.weight`) is the main stream of a coded matrix."""
+        entry = self.entry(name) if name in self.where else None
+        return (
+            entry is not None
+            and name.endswith("weight")
+            and entry.dtype == "U8"
+            and len(entry.shape) == 1
+            and f"{name}_head" in self.where
+        )
+
+    def coded_names(self) -> list[str]:
+        return [name for name in sorted(self.where) if self.is_coded(name)]
+
+    def stream_names(self, name: str) -> list[str]:
+        """Names of the four tensors of a coded matrix, `name` first."""
+        return [name.removesuffix("weight") + part for part in STREAM_NAMES]
+
+    def dense_names(self) -> list[str]:
+        """Tensors that are not part of a coded matrix."""
+        parts = {part for name in self.coded_names() for part in self.stream_names(name)}
+        return [name for name in sorted(self.where) if name not in parts]
+
+    def head(self, name: str) -> Head:
+        """The parsed head of a coded matrix; reads nothing else."""
+        with naming(self.where[f"{name}_head"].path, name):
+            return Head.parse(self.read(f"{name}_head").numpy().tobytes())
+
+    def checked_head(self, name: str) -> Head:
+        """The head of a coded matrix whose four tensors are there and as large as it says.
+
+        Raises:
+            CorruptStreamError, UnsupportedFormatError: names file, tensor and field.
+        """
+        path = self.where[name].path
+        for part, dtype in zip(self.stream_names(name), STREAM_DTYPES.values(), strict=True):
+            if part not in self.where:
+                raise CorruptStreamError(f"{path}: {name}: {part} is missing")
+            entry = self.entry(part)
+            if len(entry.shape) != 1 or entry.torch_dtype != dtype:
+                raise CorruptStreamError(
+                    f"{self.where[part].path}: {part}: {entry.dtype} {list(entry.shape)}, "
+                    f"not one dimension of {dtype}"
+                )
+        info = self.head(name)
+        sizes = (info.stream_bytes, info.raw_bytes, info.index_ints)
+        fields = ("stream", "raw", "index")
+        for part, field, size in zip(self.stream_names(name), fields, sizes, strict=False):
+            found = self.entry(part).numel
+            if found != size:
+                raise CorruptStreamError(
+                    f"{self.where[part].path}: {part}: {field}: {found} elements, "
+                    f"the head says {size}"
+                )
+        return info
+
+    def coded(self, name: str, checksums: bool = True) -> CodedMatrix:
+        """Reads and checks a coded matrix; raises as checked_head() does."""
+        self.checked_head(name)
+        parts = [self.read(part) for part in self.stream_names(name)]
+        with naming(self.where[name].path, name):
+            return CodedMatrix(*parts).check(checksums)
+
+    def decode(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        coded = self.coded(name)
+        with naming(self.where[name].path, name):
+            return codecllm_ops.decode(coded, dtype)
+
+    def require_dense(self) -> None:
+        """Raises ValueError when the weights are quantized or compressed already."""
+        method = self.quantization.get("quant_method")
+        if method == QUANT_METHOD or self.coded_names():
+            raise ValueError(f"{self.folder} is compressed already")
+        if method:
+            raise ValueError(
+                f"{self.folder} is quantized with {method}; compress the original checkpoint"
+            )
+
+    def require_coded(self) -> None:
+        """Raises ValueError when the folder holds no coded matrix, or of a newer version."""
+        version = self.quantization.get("version", VERSION)
+        if isinstance(version, int) and version > VERSION:
+            raise UnsupportedFormatError(
+                f"{self.folder} has version {version}, this build reads up to {VERSION}; "
+                "upgrade codecllm"
+            )
+        if not self.coded_names():
+            raise ValueError(f"{self.folder} holds no coded matrix; it is not compressed")
+
+
+def _shard_names(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder")
+    names = sorted(p.name for p in folder.glob("*.safetensors") if p.is_file() and p.name[0] != ".")
+    if (folder / INDEX).is_file():
+        return sorted(set(_weight_map(folder).values()))
+    if WEIGHTS in names:
+        return [WEIGHTS]
+    if names:
+        return names
+    for pattern, kind in (("*.bin", "PyTorch .bin"), ("*.pt*", "PyTorch"), ("*.gguf", "GGUF")):
+        if any(folder.glob(pattern)):
+            raise ValueError(
+                f"{folder} holds {kind} weights; only safetensors are read (load the model and "
+                "save it again with save_pretrained)"
+            )
+    raise FileNotFoundError(f"{folder} holds no *.safetensors")
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    path = folder / INDEX
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a weight index: {error!r}") from error
+    for name in weight_map.values():
+        if Path(name).name != name:
+            raise ValueError(f"{path} names {name!r}, which is outside the folder")
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing; {INDEX} names it")
+    return weight_map
+
+
+def _check_index(folder: Path, where: dict[str, TensorFile]) -> None:
+    if (folder / INDEX).is_file():
+        missing = sorted(set(_weight_map(folder)) - set(where))
+        if missing:
+            raise CorruptStreamError(f"{folder}: {missing[0]} is in {INDEX} but in no shard")
+
+
+def refusal(entry: Entry, model_type: str, skip: re.Pattern[str] | None) -> str | None:
+    """Why a tensor of a checkpoint is not coded; "" means it is; None: it is no candidate.
+
+    Names and shapes decide, so that no model needs to be built: a candidate is a floating
+    `*.weight` with two dimensions.
+    """
+    if not entry.name.endswith(".weight") or len(entry.shape) != 2:
+        return None
+    if entry.torch_dtype not in _SOURCE_DTYPES:
+        return None
+    if skip is not None and skip.search(entry.name):
+        return "--skip"
+    for pattern, reason in _NOT_OURS:
+        if pattern.search(entry.name):
+            return reason
+    if model_type in _CONV1D_MODELS and _CONV1D.search(entry.name):
+        return "Conv1D, not nn.Linear"
+    if entry.numel < MIN_WEIGHTS:
+        return f"fewer than {MIN_WEIGHTS} weights"
+    return ""

@@ -1,0 +1,188 @@
+"""compress_model_weights and decompress_model: replace modules of a model in memory.
+
+READ ME FIRST
+1. Modules are replaced by full name. Two layers called q_proj are two layers.
+2. A weight that several modules hold is coded once, and they hold the same streams afterwards.
+3. No local variable, closure or report may keep a dense weight alive: originals must be freed one
+   at a time, or the peak is the dense model plus the compressed one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from codecllm_ops.format import FORMATS as WEIGHT_FORMATS
+
+from ..nn import STREAM_NAMES, Codec, CodedModule, coded_form, dense_form, obstacle
+from ..nn.codec import check_format
+from .report import CODED, SKIPPED, STORED, TIED, CompressionReport, LayerReport
+from .select import Predicate
+
+_CODED_DTYPES = {f.dtype for f in WEIGHT_FORMATS.values() if f.dtype != torch.int8}
+
+
+def compress_model_weights(
+    model: nn.Module,
+    codec: Codec | None = None,
+    format: str = "lossless",
+    should_compress: Predicate | None = None,
+    *,
+    exact: bool = False,
+    progress: Callable[[LayerReport], None] | None = None,
+) -> CompressionReport:
+    """Replaces every nn.Linear and nn.Embedding of `model` by its compressed form, in place.
+
+    Subclasses that call super().forward are compressed too; those that read their weight
+    themselves stay dense.
+
+    Args:
+        codec: None for the default one.
+        format: "lossless", "int8" or "int8-tensor".
+        should_compress: asked with full name and module; None accepts all.
+        exact: the compressed modules decode and call the dense routine (bit-equal outputs).
+        progress: called after each weight.
+
+    Returns:
+        Sizes per layer and in total. A weight that would not shrink stays dense ("stored").
+
+    Raises:
+        ValueError: the model has no module that can be compressed, or the format is unknown.
+    """
+    check_format(format)
+    codec = codec or Codec()
+    start = time.perf_counter()
+    layers: list[LayerReport] = []
+
+    def add(*reports: LayerReport) -> None:
+        layers.extend(reports)
+        for report in reports:
+            if progress is not None:
+                progress(report)
+
+    for names in _weight_groups(model):
+        add(*_compress_group(model, names, codec, format, should_compress, exact))
+    if not any(layer.status in (CODED, STORED) for layer in layers):
+        raise ValueError(_nothing_to_compress(model, layers))
+    return CompressionReport(format, tuple(layers), time.perf_counter() - start)
+
+
+def _weight_groups(model: nn.Module) -> list[list[str]]:
+    """Full names of all candidates, grouped by weight. Names only: no weight is kept alive."""
+    groups: dict[tuple, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Linear | nn.Embedding) and not isinstance(module, CodedModule):
+            w = module.weight
+            key = (w.data_ptr() or id(w), w.device, w.dtype, tuple(w.shape), w.stride())
+            groups.setdefault(key, []).append(name)
+    return list(groups.values())
+
+
+def _compress_group(
+    model: nn.Module,
+    names: list[str],
+    codec: Codec,
+    format: str,
+    should_compress: Predicate | None,
+    exact: bool,
+) -> list[LayerReport]:
+    modules = {name: model.get_submodule(name) for name in names}
+    reason = next((r for n, m in modules.items() if (r := _refusal(n, m, should_compress))), "")
+    if reason:
+        return _reports(modules, SKIPPED, reason=reason)
+    weight = modules[names[0]].weight
+    coded = codec.encode_matrix(weight, format)
+    if coded.info.stored:
+        return _reports(modules, STORED, reason="coding does not shrink it")
+    reports = _reports(modules, CODED, coded.nbytes, coded.info.fmt.name)
+    dtype, owner, replaced = weight.dtype, None, {}
+    streams = dict(zip(STREAM_NAMES, coded.tensors(), strict=True))
+    for name, module in modules.items():
+        if id(module) not in replaced:  # one module under two names stays one module
+            replaced[id(module)] = coded_form(module, owner or streams, dtype, exact=exact)
+            owner = owner or replaced[id(module)]
+        model.set_submodule(name, replaced[id(module)])
+    return reports
+
+
+def _refusal(name: str, module: nn.Module, should_compress: Predicate | None) -> str:
+    if should_compress is not None and not should_compress(name, module):
+        return "should_compress said no"
+    if module.weight.dtype not in _CODED_DTYPES:
+        return f"{module.weight.dtype} is not a coded dtype"
+    if module.weight.numel() == 0:
+        return "no weights"
+    return obstacle(module) or ""
+
+
+def _reports(
+    modules: dict[str, nn.Module],
+    status: str,
+    coded_bytes: int | None = None,
+    weight_format: str = "",
+    reason: str = "",
+) -> list[LayerReport]:
+    reports: list[LayerReport] = []
+    for name, module in modules.items():
+        w = module.weight
+        dense = w.numel() * w.element_size()
+        reports.append(
+            LayerReport(
+                name,
+                type(module).__name__,
+                tuple(w.shape),
+                str(w.dtype).removeprefix("torch."),
+                TIED if reports else status,
+                dense,
+                dense if coded_bytes is None else coded_bytes,
+                weight_format,
+                f"shares the weight of {reports[0].name}" if reports else reason,
+            )
+        )
+    return reports
+
+
+def _nothing_to_compress(model: nn.Module, layers: list[LayerReport]) -> str:
+    if any(isinstance(m, CodedModule) for m in model.modules()):
+        return "no compressible layer is left: the model is compressed already"
+    if layers:
+        reasons = sorted({layer.reason for layer in layers if layer.reason})
+        return f"no compressible layer: all {len(layers)} were refused ({'; '.join(reasons)})"
+    kinds = sorted(
+        {type(m).__name__ for m in model.modules() if getattr(m, "weight", None) is not None}
+    )
+    return (
+        "no compressible layer: weights are coded where a module is an nn.Linear or nn.Embedding, "
+        f"and this model has them in {', '.join(kinds) or 'no module'}"
+    )
+
+
+def decompress_model(model: nn.Module) -> nn.Module:
+    """Replaces every compressed module by its dense form, in place; streams are freed on the way.
+
+    Weights are the original bits for lossless formats. Tied modules end up tied.
+
+    Returns:
+        `model`.
+    """
+    groups: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, CodedModule):
+            groups.setdefault(id(module.weight), []).append(name)
+    for names in groups.values():
+        replaced: dict[int, nn.Module] = {}
+        weight: nn.Parameter | None = None
+        for name in names:
+            module = model.get_submodule(name)
+            if id(module) not in replaced:
+                dense = dense_form(module, weight)
+                weight = dense.weight
+                replaced[id(module)] = dense
+            model.set_submodule(name, replaced[id(module)])
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None and not any(isinstance(m, CodedModule) for m in model.modules()):
+        quantizer.remove_quantization_config(model)  # else saving would call it compressed
+    return model

@@ -1,0 +1,233 @@
+"""Compress a checkpoint folder into another one. Shard by shard; no model is built.
+
+Memory: a worker holds one dense tensor and its coded form, so the peak is `jobs` times the largest
+tensor's few copies, whatever the size of a shard.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..nn import Codec
+from ..nn.codec import check_format
+from .checkpoint import REPORT, VERSION, Checkpoint, refusal
+from .folder_files import (
+    Meter,
+    Progress,
+    copy_other_files,
+    identity,
+    quantization_config,
+    refuse_nesting,
+    write_index,
+)
+from .report import CODED, SKIPPED, STORED, CompressionReport, LayerReport
+from .tensor_file import Item, TensorFile, write_tensors, write_text
+from .workspace import Workspace
+
+
+def compress_checkpoint(
+    src: Path | str,
+    dst: Path | str,
+    *,
+    format: str = "lossless",
+    codec: Codec | None = None,
+    skip: str | Sequence[str] = (),
+    jobs: int = 1,
+    force: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> CompressionReport:
+    """Compresses a checkpoint folder into another one that transformers can load.
+
+    Two-dimensional floating `*.weight` tensors are coded, all others copied. config.json gets a
+    `quantization_config`; tokenizer and other files are copied.
+
+    Args:
+        src: folder with safetensors.
+        dst: appears when everything is written.
+        skip: regular expressions; tensors whose name has a match stay dense.
+        jobs: tensors that are encoded at the same time.
+        force: replace `dst`, or start an unfinished run again.
+        resume: go on with an unfinished run; a finished one is left as it is.
+
+    Raises:
+        FileExistsError: `dst` is there and neither force nor resume was said.
+        ValueError: nothing to compress, a wrong kind of checkpoint, or a bad argument.
+        CorruptStreamError: a shard is malformed.
+        OSError: the disk is full or read-only; the finished part is kept for resume.
+    """
+    check_format(format)
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}; at least 1 is needed")
+    pattern = skip_pattern(skip)
+    codec, dst = codec or Codec(), Path(dst)
+    start = time.perf_counter()
+    with Checkpoint(src) as source:
+        source.require_dense()
+        refuse_nesting(source.folder, dst)
+        plan = _plan(source, pattern)
+        options = {
+            "format": format,
+            "codec": dict(codec.__dict__),
+            "skip": pattern and pattern.pattern,
+        }
+        if resume and (done := _finished(dst, source, options)) is not None:
+            return done
+        with Workspace(dst, force=force, resume=resume) as work:
+            layers: list[LayerReport] = []
+            meter = Meter(source, progress)
+            weight_map: dict[str, str] = {}
+            for shard, file in source.files.items():
+                origin = {**options, **identity(file)}
+                result = work.finished_shard(shard, origin)
+                if result is None:
+                    rows = _compress_shard(work, file, plan, codec, format, jobs, meter, origin)
+                    result = [asdict(row) for row in rows]
+                    work.finish_shard(shard, origin, result)
+                    for row in rows:
+                        work.drop(row.name)
+                else:
+                    meter.add(shard, sum(e.nbytes for e in file.entries.values()))
+                layers += [LayerReport(**{**r, "shape": tuple(r["shape"])}) for r in result]
+                with TensorFile(work.folder / shard) as written:
+                    weight_map.update(dict.fromkeys(written.entries, shard))
+            report = CompressionReport(
+                format,
+                tuple(layers),
+                time.perf_counter() - start,
+                {"options": options, "source": [identity(f) for f in source.files.values()]},
+            )
+            _write_rest(work, source, report, weight_map, len(source.files) > 1)
+            work.publish()
+    return report
+
+
+def _plan(source: Checkpoint, skip: re.Pattern[str] | None) -> dict[str, str]:
+    """Candidates by name: "" to code it, or why not."""
+    model_type = str(source.config.get("model_type", ""))
+    plan = {}
+    for name in source.where:
+        reason = refusal(source.entry(name), model_type, skip)
+        if reason is not None:
+            plan[name] = reason
+    if not any(reason == "" for reason in plan.values()):
+        reasons = "; ".join(sorted(set(plan.values()))) or "no two-dimensional *.weight"
+        raise ValueError(f"{source.folder}: no compressible tensor ({reasons})")
+    return plan
+
+
+def _compress_shard(
+    work: Workspace,
+    file: TensorFile,
+    plan: dict[str, str],
+    codec: Codec,
+    format: str,
+    jobs: int,
+    meter: Meter,
+    origin: dict[str, Any],
+) -> list[LayerReport]:
+    """Encodes the tensors of a shard into the spool, then assembles the new shard from it."""
+
+    def code(name: str) -> str:
+        """Puts a matrix into the spool; returns its weight format, "" if it would not shrink."""
+        there = work.kept_format(name, origin)
+        if there:
+            return there
+        coded = codec.encode_matrix(file.read(name), format)
+        if coded.info.stored:
+            return ""
+        work.put(name, coded, origin)
+        return coded.info.fmt.name
+
+    names = [name for name in file.entries if plan.get(name) == ""]
+    in_spool: dict[str, str] = {}
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {name: pool.submit(code, name) for name in names}
+        try:
+            for name, future in futures.items():
+                in_spool[name] = future.result()
+                meter.add(name, file.entries[name].nbytes)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    items: list[Item] = []
+    layers: list[LayerReport] = []
+    for name, entry in file.entries.items():
+        if in_spool.get(name):
+            streams = work.items(name)
+            items += streams
+            status, reason, nbytes = CODED, "", sum(i.nbytes for i in streams)
+        else:
+            items.append(Item(name, entry.torch_dtype, entry.shape, lambda n=name: file.chunks(n)))
+            status, reason, nbytes = SKIPPED, plan.get(name, "not a matrix"), entry.nbytes
+            if name in in_spool:
+                status, reason = STORED, "coding does not shrink it"
+            else:
+                meter.add(name, entry.nbytes)
+        layers.append(
+            LayerReport(
+                name,
+                "tensor",
+                entry.shape,
+                str(entry.torch_dtype).removeprefix("torch."),
+                status,
+                entry.nbytes,
+                nbytes,
+                in_spool.get(name, ""),
+                reason,
+            )
+        )
+    write_tensors(
+        work.folder / file.path.name, items, {"format": "pt", "codecllm_version": str(VERSION)}
+    )
+    return layers
+
+
+def _write_rest(
+    work: Workspace,
+    source: Checkpoint,
+    report: CompressionReport,
+    weight_map: dict[str, str],
+    sharded: bool,
+) -> None:
+    if sharded:
+        write_index(work.folder, weight_map, report.coded_bytes)
+    dense = sorted(
+        row.name.removesuffix(".weight")
+        for row in report.of(SKIPPED, STORED)
+        if row.name.endswith(".weight") and len(row.shape) == 2
+    )
+    config = source.config
+    if config:
+        config["quantization_config"] = quantization_config(dense)
+        write_text(work.folder / "config.json", json.dumps(config, indent=2) + "\n")
+    copy_other_files(source, work.folder)
+    write_text(work.folder / REPORT, report.to_json() + "\n")
+
+
+def skip_pattern(skip: str | Sequence[str]) -> re.Pattern[str] | None:
+    """One pattern of several, None of none. Raises ValueError for a bad one."""
+    patterns = [skip] if isinstance(skip, str) else list(skip)
+    try:
+        return re.compile("|".join(f"(?:{p})" for p in patterns)) if patterns else None
+    except re.error as error:
+        raise ValueError(f"--skip {patterns}: not a regular expression: {error}") from error
+
+
+def _finished(dst: Path, source: Checkpoint, options: dict[str, Any]) -> CompressionReport | None:
+    """The report of a run that got to its end with the same source and options."""
+    try:
+        data = json.loads((dst / REPORT).read_text(encoding="utf-8"))
+        report = CompressionReport.from_dict(data)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    wanted = {"options": options, "source": [identity(f) for f in source.files.values()]}
+    found = json.loads(json.dumps(wanted))
+    return report if all(report.extra.get(k) == v for k, v in found.items()) else None

@@ -1,0 +1,232 @@
+"""Look at checkpoint folders without changing them: verify, info, estimate."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import codecllm_ops
+
+from ..nn import Codec
+from .checkpoint import REPORT, Checkpoint, refusal
+from .compress_folder import skip_pattern
+from .folder_files import Meter, Progress
+from .report import CODED, SKIPPED, STORED, CompressionReport, LayerReport
+
+_SAMPLE_WEIGHTS = 1 << 19
+_SAMPLE_PIECES = 8
+_INTS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """Outcome of verify_checkpoint.
+
+    Attributes:
+        mismatches: one sentence per tensor that differs; empty when all bits are equal.
+    """
+
+    tensors: int
+    coded: int
+    dense_bytes: int
+    seconds: float
+    mismatches: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.mismatches
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"ok": self.ok, **asdict(self)}
+
+
+def verify_checkpoint(
+    src: Path | str, dst: Path | str | None = None, *, progress: Progress | None = None
+) -> VerifyResult:
+    """Compares a compressed folder with its source, bit by bit.
+
+    Every coded matrix is decoded. For int8 its integers and scales are compared with those that
+    the source is rounded to. All other tensors are compared byte by byte.
+
+    Args:
+        src: the original folder, or with `dst` None the compressed one: then checksums are
+            compared and everything is decoded once.
+        dst: the compressed folder.
+
+    Raises:
+        CorruptStreamError: a stream of `dst` is damaged; names file, tensor and field.
+        ValueError, FileNotFoundError: not checkpoints of the right kinds.
+    """
+    start = time.perf_counter()
+    with Checkpoint(dst if dst is not None else src) as packed:
+        packed.require_coded()
+        coded = packed.coded_names()
+        if dst is None:
+            meter = Meter(packed, progress)
+            nbytes = 0
+            for name in coded:
+                nbytes += _nbytes(packed.decode(name))
+                meter.add(name, sum(packed.entry(p).nbytes for p in packed.stream_names(name)))
+            return VerifyResult(len(coded), len(coded), nbytes, time.perf_counter() - start, ())
+        with Checkpoint(src) as source:
+            meter = Meter(source, progress)
+            there = set(coded) | set(packed.dense_names())
+            mismatches = [f"{n}: only in {dst}" for n in sorted(there - set(source.where))]
+            nbytes = 0
+            for name in source.where:
+                entry = source.entry(name)
+                found = _compare(source, packed, name, name in there)
+                if found:
+                    mismatches.append(found)
+                nbytes += entry.nbytes
+                meter.add(name, entry.nbytes)
+            seconds = time.perf_counter() - start
+            return VerifyResult(len(source.where), len(coded), nbytes, seconds, tuple(mismatches))
+
+
+def _nbytes(t: torch.Tensor) -> int:
+    return t.numel() * t.element_size()
+
+
+def _compare(source: Checkpoint, packed: Checkpoint, name: str, there: bool) -> str:
+    """A sentence about the first difference, or ""."""
+    if not there:
+        return f"{name}: missing in {packed.folder}"
+    expected = source.read(name)
+    if not packed.is_coded(name):
+        return first_difference(name, expected, packed.read(name))
+    info = packed.head(name)
+    if info.scale is None:
+        return first_difference(name, expected, packed.decode(name))
+    per = "row" if info.scale.size > 1 or info.rows == 1 else "tensor"
+    if expected.dim() != 2:
+        return f"{name}: shape {list(expected.shape)} was coded as {[info.rows, info.cols]}"
+    q, scale = codecllm_ops.quantize_int8(expected, per=per)
+    return first_difference(name, q, packed.decode(name)) or first_difference(
+        f"{name} (scale)", scale.reshape(-1), torch.from_numpy(info.scale)
+    )
+
+
+def first_difference(name: str, expected: torch.Tensor, found: torch.Tensor) -> str:
+    """A sentence naming the first coordinate whose bits differ, or "" if none does."""
+    if expected.dtype != found.dtype or expected.shape != found.shape:
+        return (
+            f"{name}: {found.dtype} {list(found.shape)}, "
+            f"expected {expected.dtype} {list(expected.shape)}"
+        )
+    as_int = _INTS[expected.element_size()]
+    a, b = (t.contiguous().reshape(-1).view(as_int) for t in (expected, found))
+    if torch.equal(a, b):
+        return ""
+    differs = a != b
+    at = int(differs.nonzero()[0])
+    where = [int(i) for i in torch.unravel_index(torch.tensor(at), expected.shape)]
+    mask = (1 << 8 * expected.element_size()) - 1
+    return (
+        f"{name}: {int(differs.sum())} of {a.numel()} differ, first at {where}: "
+        f"{int(b[at]) & mask:#x} instead of {int(a[at]) & mask:#x}"
+    )
+
+
+def checkpoint_info(folder: Path | str) -> CompressionReport:
+    """Sizes of every tensor of a folder, from headers only; dense folders work too."""
+    with Checkpoint(folder) as source:
+        layers = []
+        for name in source.coded_names():
+            info = source.head(name)
+            dtype = info.fmt.dtype
+            layers.append(
+                LayerReport(
+                    name,
+                    "tensor",
+                    (info.rows, info.cols),
+                    str(dtype).removeprefix("torch."),
+                    CODED,
+                    info.rows * info.cols * dtype.itemsize,
+                    sum(source.entry(p).nbytes for p in source.stream_names(name)),
+                    info.fmt.name,
+                )
+            )
+        for name in source.dense_names():
+            e = source.entry(name)
+            dtype_name = str(e.torch_dtype).removeprefix("torch.")
+            layers.append(
+                LayerReport(name, "tensor", e.shape, dtype_name, SKIPPED, e.nbytes, e.nbytes)
+            )
+        version = source.quantization.get("version")
+        layers.sort(key=lambda layer: layer.name)
+        has_report = (source.folder / REPORT).is_file()
+        extra = {"version": version, "shards": len(source.files), "report": has_report}
+        return CompressionReport("codecllm" if version else "dense", tuple(layers), 0.0, extra)
+
+
+def estimate_checkpoint(
+    src: Path | str,
+    *,
+    format: str = "lossless",
+    codec: Codec | None = None,
+    skip: str | Sequence[str] = (),
+    progress: Progress | None = None,
+) -> CompressionReport:
+    """What compress_checkpoint would reach, from a sample of every matrix; writes nothing.
+
+    A sample is up to 512 Ki weights in 8 pieces of whole tile rows. Its planes and index are
+    scaled up, its head (about the same for any size) is not.
+    """
+    codec, start = codec or Codec(), time.perf_counter()
+    pattern: re.Pattern[str] | None = skip_pattern(skip)
+    layers = []
+    with Checkpoint(src) as source:
+        source.require_dense()
+        meter = Meter(source, progress)
+        model_type = str(source.config.get("model_type", ""))
+        for name in source.where:
+            entry = source.entry(name)
+            reason = refusal(entry, model_type, pattern)
+            nbytes, status, weight_format = entry.nbytes, SKIPPED, ""
+            if reason == "":
+                coded = codec.encode_matrix(_sample(source, name), format)
+                info = coded.info
+                scales = 0 if info.scale is None else 4 * (entry.shape[0] - info.rows)
+                share = entry.shape[0] / info.rows
+                head = coded.head.numel()
+                nbytes = int((coded.nbytes - head) * share) + head + max(0, scales)
+                status, weight_format = CODED, info.fmt.name
+                if info.stored or nbytes >= entry.nbytes:
+                    nbytes, status, reason = entry.nbytes, STORED, "coding does not shrink it"
+            layers.append(
+                LayerReport(
+                    name,
+                    "tensor",
+                    entry.shape,
+                    str(entry.torch_dtype).removeprefix("torch."),
+                    status,
+                    entry.nbytes,
+                    nbytes,
+                    weight_format,
+                    "not a matrix" if reason is None else reason,
+                )
+            )
+            meter.add(name, entry.nbytes)
+    # No seconds: a rate in MiB/s would be that of a sample.
+    return CompressionReport(
+        format, tuple(layers), 0.0, {"estimate": True, "wall_seconds": time.perf_counter() - start}
+    )
+
+
+def _sample(source: Checkpoint, name: str) -> torch.Tensor:
+    """Up to 8 pieces of whole tile rows, evenly spread."""
+    rows, cols = source.entry(name).shape
+    wanted = max(16 * _SAMPLE_PIECES, _SAMPLE_WEIGHTS // cols)
+    if rows <= wanted:
+        return source.read(name)
+    piece = max(16, wanted // _SAMPLE_PIECES // 16 * 16)
+    step = (rows - piece) // (_SAMPLE_PIECES - 1)
+    starts = [i * step for i in range(_SAMPLE_PIECES)]
+    return torch.cat([source.read(name, slice(s, s + piece)) for s in starts])

@@ -1,0 +1,175 @@
+"""Save and load the state of any nn.Module, compressed or not; one file, or a model's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..nn import STREAM_NAMES, CodedModule, coded_form, obstacle, sync_tables
+from .checkpoint import VERSION, Checkpoint
+from .folder_files import quantization_config
+from .tensor_file import TensorFile, tensor_item, write_tensors
+
+_ALIASES = "codecllm_aliases"
+
+
+def save_file(model: nn.Module, path: Path | str, metadata: dict[str, str] | None = None) -> int:
+    """Writes parameters and persistent buffers as one safetensors file, atomically.
+
+    A tensor with several names (tied weights) is written once; the file lists its other names.
+
+    Returns:
+        Bytes of the file.
+
+    Raises:
+        OSError: the file cannot be written; nothing is left.
+        ValueError: a tensor is on the meta device.
+    """
+    items, aliases, seen = [], {}, {}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):
+            raise ValueError(f"{name}: a {type(tensor).__name__} cannot be saved, only tensors")
+        if tensor.is_meta:
+            raise ValueError(f"{name} is on the meta device; load it first")
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.dtype, tensor.stride())
+        if tensor.numel() and key in seen:
+            aliases[name] = seen[key]
+            continue
+        seen[key] = name
+        items.append(tensor_item(name, tensor))
+    notes = {"format": "pt", "codecllm_version": str(VERSION), **(metadata or {})}
+    if aliases:
+        notes[_ALIASES] = json.dumps(aliases)
+    return write_tensors(Path(path), items, notes)
+
+
+def load_file(model: nn.Module, path: Path | str, *, checksums: bool = True) -> nn.Module:
+    """Loads what save_file() wrote into a model of the same architecture.
+
+    Dense modules of `model` whose weights are coded in the file are replaced by compressed ones
+    first. Works for a model on the meta device.
+
+    Args:
+        checksums: compare all CRC-32s.
+
+    Returns:
+        `model`.
+
+    Raises:
+        CorruptStreamError: names file, tensor and field.
+        ValueError: the file and the model do not fit together.
+    """
+    path = Path(path)
+    with Checkpoint(path.parent, [path]) as source, TensorFile(path) as file:
+        aliases: dict[str, str] = json.loads(file.metadata.get(_ALIASES, "{}"))
+        state: dict[str, Any] = {name: file.read(name) for name in source.dense_names()}
+        coded = {}
+        for name in source.coded_names():
+            matrix = source.coded(name, checksums)
+            parts = source.stream_names(name)
+            state.update(zip(parts, matrix.tensors(), strict=True))
+            coded[name] = matrix
+    modules = dict(model.named_modules(remove_duplicate=False))
+    owners: dict[str, CodedModule] = {}
+    for name in [*coded, *(a for a in aliases if aliases[a] in coded)]:
+        origin = aliases.get(name, name)
+        module_name = name.rpartition(".")[0]
+        module = modules.get(module_name)
+        if module is None:
+            raise ValueError(f"{path}: {name}: the model has no module {module_name!r}")
+        if isinstance(module, CodedModule):
+            continue
+        reason = obstacle(module)
+        if reason is not None:
+            reason = reason or f"{type(module).__name__} is neither nn.Linear nor nn.Embedding"
+            raise ValueError(f"{path}: {name}: {reason}")
+        matrix = coded[origin]
+        if matrix.shape != tuple(module.weight.shape):
+            raise ValueError(
+                f"{path}: {name}: a matrix of {list(matrix.shape)}, "
+                f"the model has {list(module.weight.shape)}"
+            )
+        streams = {p: state[n] for p, n in _parts(origin)}
+        new = coded_form(module, owners.get(origin, streams), module.weight.dtype)
+        owners.setdefault(origin, new)
+        model.set_submodule(module_name, new)
+    for alias, name in aliases.items():
+        state[alias] = state[name]
+    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    if missing or unexpected:
+        what = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is not in the model"
+        raise ValueError(f"{path} does not fit the model: {what}")
+    _tie(model, aliases)
+    sync_tables(model)
+    return model
+
+
+def _parts(name: str) -> list[tuple[str, str]]:
+    prefix = name.removesuffix("weight")
+    return [(part, prefix + part) for part in STREAM_NAMES]
+
+
+def _tie(model: nn.Module, aliases: dict[str, str]) -> None:
+    """load_state_dict(assign=True) gives every name a Parameter of its own: share them again."""
+    for alias, name in aliases.items():
+        owner, _, leaf = name.rpartition(".")
+        target, _, target_leaf = alias.rpartition(".")
+        value = getattr(model.get_submodule(owner), leaf)
+        setattr(model.get_submodule(target), target_leaf, value)
+
+
+def save_compressed_model(
+    model: nn.Module, path: Path | str, *, max_shard_size: str = "5GB", force: bool = False
+) -> Path:
+    """Writes a folder that load_compressed_model() and transformers load.
+
+    The folder appears by a rename when everything is written. A module that is not a transformers
+    model gets `model.safetensors` alone (see load_file).
+
+    Raises:
+        FileExistsError: `path` exists and `force` was not said.
+        ValueError: no module of `model` is compressed.
+    """
+    path = Path(path)
+    if not any(isinstance(m, CodedModule) for m in model.modules()):
+        raise ValueError("no module of this model is compressed: call compress_model_weights first")
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} exists; choose another name, or force=True to replace it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        temporary.chmod(0o755)  # mkdtemp makes it 0700
+        if hasattr(model, "save_pretrained") and hasattr(model, "config"):
+            _save_pretrained(model, temporary, max_shard_size)
+        else:
+            save_file(model, temporary / "model.safetensors")
+        if path.exists():
+            shutil.rmtree(path)
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def _save_pretrained(model: Any, folder: Path, max_shard_size: str) -> None:
+    before = getattr(model.config, "quantization_config", None)
+    dense = sorted(
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear | nn.Embedding) and not isinstance(m, CodedModule)
+    )
+    model.config.quantization_config = quantization_config(dense)
+    try:
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+    finally:
+        if before is None:
+            del model.config.quantization_config
+        else:
+            model.config.quantization_config = before

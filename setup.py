@@ -1,0 +1,198 @@
+"""Build of the compiled kernels; everything else is said in pyproject.toml.
+
+Traps:
+  * torch is no build requirement, so an isolated build sees none and makes a pure-Python wheel.
+    `pip install --no-build-isolation .` makes the compiled one.
+  * Only the stable ABI of torch is used (TORCH_STABLE_ONLY): one wheel serves Python >= 3.10 and
+    torch >= 2.11. The library has no PyInit; it is loaded with torch.ops.load_library.
+  * A kernel file for one instruction set may hold out-of-line copies of inline functions. The
+    linker keeps the first copy it meets, so objects are linked in the order of ISA_FLAGS, those
+    that run everywhere first.
+
+Environment:
+  CODECLLM_NO_EXT=1    no compiled part
+  CODECLLM_SANITIZE=1  address and undefined-behaviour sanitizers (preload libasan to run)
+  CXX, MAX_JOBS        the compiler, and how many of it run at once
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.modified import newer_group
+
+TORCH_TARGET_VERSION = "0x020b000000000000"  # 2.11, the first whose stable ABI has all that is used
+PYTHON_TARGET = "cp310"
+
+SANITIZE = os.environ.get("CODECLLM_SANITIZE") == "1"
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+LINUX = sys.platform.startswith("linux")
+
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+# -g0 undoes the -g that Python's own build flags bring along.
+OPTIMIZE = [*SANITIZERS, "-g", "-O1"] if SANITIZE else ["-O3", "-g0"]
+CXX_FLAGS = [
+    "-std=c++20",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-Wno-psabi",  # vectors of 64 bytes never cross a file
+    "-Wno-maybe-uninitialized",  # GCC 12's own AVX-512 headers
+    *OPTIMIZE,
+    *([] if X86 else ["-DCLLM_NO_X86"]),
+]
+TORCH_FLAGS = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}", "-DTORCH_STABLE_ONLY"]
+# --no-as-needed: libtorch must stay a dependency although no symbol of it is named directly.
+LINK_FLAGS = [
+    *(SANITIZERS if SANITIZE else []),
+    *(["-Wl,--no-as-needed"] if LINUX else []),
+    "-ltorch",
+]
+
+AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vbmi2", "-mfma", "-mf16c"]
+# Last part of a kernel file's name -> flags of its instruction set. Which file's code may run is
+# decided at run time.
+ISA_FLAGS = {"avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
+
+
+def isa_of(source: Path) -> str | None:
+    """Instruction set that a kernel file is named after; None if it runs everywhere."""
+    base, _, last = source.stem.rpartition("_")
+    return last if base and last in ISA_FLAGS else None
+
+
+def kernel_sources() -> list[Path]:
+    """Torch-free kernel files for this machine, in link order."""
+    order = [None, *ISA_FLAGS]
+    sources = (s for s in Path("csrc/cpu").glob("*.cpp") if X86 or isa_of(s) is None)
+    return sorted(sources, key=lambda s: (order.index(isa_of(s)), s))
+
+
+def kernel_flags(source: Path) -> list[str]:
+    return [*CXX_FLAGS, *ISA_FLAGS.get(isa_of(source), [])]
+
+
+def headers() -> list[str]:
+    return sorted(str(p) for pattern in ("*.h", "*.hpp") for p in Path("csrc").rglob(pattern))
+
+
+def find_compiler() -> str | None:
+    """Command of the C++ compiler: $CXX, else Python's own, else a usual name; None if missing."""
+    wanted = os.environ.get("CXX")
+    if wanted:
+        if not shutil.which(wanted.split()[0]):
+            raise SystemExit(f"codecllm: CXX={wanted} is not an executable")
+        return wanted
+    candidates = [sysconfig.get_config_var("CXX"), "c++", "g++", "clang++"]
+    return next((c for c in candidates if c and shutil.which(c.split()[0])), None)
+
+
+def reason_for_pure_python() -> str | None:
+    """Why the compiled part cannot or shall not be built; None if it is built."""
+    if os.environ.get("CODECLLM_NO_EXT") == "1":
+        return "CODECLLM_NO_EXT=1"
+    if sys.platform == "win32":
+        return "no compiled kernels on Windows yet"
+    if find_spec("torch") is None:
+        return (
+            "torch is not visible to the build (an isolated build?). For compiled kernels: "
+            "pip install torch setuptools ninja && pip install --no-build-isolation ."
+        )
+    if find_compiler() is None:
+        return "no C++ compiler found. For compiled kernels install g++ or clang++, or set CXX"
+    return None
+
+
+def extensions() -> list[Extension]:
+    """One extension per device library; a CUDA library `codecllm_ops._C_cuda` would join here."""
+    return [cpu_extension()]
+
+
+def cpu_extension() -> Extension:
+    from torch.utils.cpp_extension import CppExtension
+
+    # Kernel objects are added to extra_objects by the build_ext command.
+    return CppExtension(
+        "codecllm_ops._C",
+        sorted(str(p) for p in Path("csrc/torch").glob("*.cpp")),
+        include_dirs=[str(Path("csrc").resolve())],
+        extra_compile_args={"cxx": [*TORCH_FLAGS, *CXX_FLAGS]},
+        extra_link_args=LINK_FLAGS,
+        depends=headers(),
+        py_limited_api=True,
+    )
+
+
+def build_ext_command() -> type:
+    from torch.utils.cpp_extension import BuildExtension
+
+    class BuildKernels(BuildExtension.with_options(no_python_abi_suffix=True)):
+        """Compiles the kernel files, each with its own flags, then the torch glue."""
+
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            # An editable build's own folder is temporary: nothing would ever be up to date. Plain
+            # and sanitized objects must not mix.
+            base = "build/temp-editable" if self.editable_mode else self.build_temp
+            self.build_temp = f"{base}-sanitize" if SANITIZE else base
+
+        def build_extensions(self) -> None:
+            # First, because BuildExtension patches the compiler object.
+            objects = self.compile_kernels()
+            for extension in self.extensions:
+                if extension.name == "codecllm_ops._C":
+                    extension.extra_objects += objects
+            super().build_extensions()
+
+        def compile_kernels(self) -> list[str]:
+            sources = kernel_sources()
+            dependencies = [*headers(), "setup.py"]
+            Path(self.build_temp, "csrc/cpu").mkdir(parents=True, exist_ok=True)
+
+            def compile_one(source: Path) -> str:
+                (target,) = self.compiler.object_filenames(
+                    [str(source)], output_dir=self.build_temp
+                )
+                if newer_group([str(source), *dependencies], target):
+                    self.compiler.compile(
+                        [str(source)],
+                        output_dir=self.build_temp,
+                        include_dirs=["csrc"],
+                        extra_postargs=kernel_flags(source),
+                    )
+                return target
+
+            jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+            with ThreadPoolExecutor(jobs) as pool:
+                return list(pool.map(compile_one, sources))
+
+    return BuildKernels
+
+
+def main() -> None:
+    reason = reason_for_pure_python()
+    if reason:
+        # pip shows this with -v only; codecllm names the missing library at run time as well.
+        print(f"*** codecllm: pure-Python build, no compiled kernels: {reason}", file=sys.stderr)
+        setup()
+        return
+    # torch and setuptools each have an own idea of the compiler; agree on one that exists.
+    os.environ.setdefault("CXX", find_compiler())
+    setup(
+        ext_modules=extensions(),
+        cmdclass={"build_ext": build_ext_command()},
+        options={"bdist_wheel": {"py_limited_api": PYTHON_TARGET}},
+    )
+
+
+if __name__ == "__main__":
+    main()
