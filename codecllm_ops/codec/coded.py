@@ -137,8 +137,8 @@ class CodedMatrix:
     def _check_index(self) -> None:
         info, grid = self.info, self.info.grid
         starts, lengths, segments = read_index(self.index.cpu().numpy(), info.len_bits)
-        tile_rows = [ceil_div(s.rows, TILE_ROWS) for s in info.segments]
-        expected = np.repeat(np.repeat(np.arange(len(tile_rows)), tile_rows), grid.col_tiles)
+        tiles = [ceil_div(s.rows, TILE_ROWS) * grid.col_tiles for s in info.segments]
+        expected = np.repeat(np.arange(len(tiles)), tiles)
         if (segments != expected).any():
             tile = int(np.argmax(segments != expected))
             raise CorruptStreamError(f"index: tile {tile} names segment {segments[tile]}")
@@ -189,7 +189,9 @@ class CodedMatrix:
         )
         raw = _raw_rows(self.raw, grid, tile_rows, col_tiles)
         stream, index = _gather_tiles(
-            self, tiles, np.repeat(np.arange(len(segments)), [n * len(col_tiles) for _, n in segments])
+            self,
+            tiles,
+            np.repeat(np.arange(len(segments)), [n * len(col_tiles) for _, n in segments]),
         )
         return CodedMatrix.build(head, stream, raw, index, self.device)
 
@@ -247,7 +249,11 @@ def _as_tensor(buffer, dtype: torch.dtype) -> torch.Tensor:
         return buffer.contiguous()
     if isinstance(buffer, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(buffer))
-    return torch.frombuffer(bytearray(buffer), dtype=dtype) if len(buffer) else torch.empty(0, dtype=dtype)
+    return (
+        torch.frombuffer(bytearray(buffer), dtype=dtype)
+        if len(buffer)
+        else torch.empty(0, dtype=dtype)
+    )
 
 
 def _range(s: slice, size: int, name: str) -> tuple[int, int]:

@@ -80,7 +80,9 @@ def encode(
         fmt, rows, cols, tile_cols, scale_bits, p, segment, scale_np, scale_kind, stream, raw,
         lengths.numpy(), weight.device,
     )  # fmt: skip
-    if allow_stored and coded.nbytes >= data.numel() + 64 + (0 if scale is None else scale_np.nbytes):
+    if allow_stored and coded.nbytes >= data.numel() + 64 + (
+        0 if scale is None else scale_np.nbytes
+    ):
         head = Head(fmt, rows, cols, 0, 0, 0, (), 0, True, scale_np, scale_kind)
         coded = CodedMatrix.build(head, data.reshape(-1), b"", np.zeros(0, np.int32), weight.device)
     return coded

@@ -210,6 +210,8 @@ def decode(head: Head, stream: bytes, raw: bytes, index: np.ndarray) -> np.ndarr
         return np.frombuffer(stream, dtype).reshape(head.rows, head.cols).copy()
     grid = head.grid
     out = np.zeros((head.rows, head.cols), dtype)
+    if not out.size:
+        return out
     records = np.asarray(index).view(np.uint32).reshape(-1, record_ints(head.len_bits))
     words = np.frombuffer(stream, "<u2", len(stream) // 2)
     row = tile_row = 0

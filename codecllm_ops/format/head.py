@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from .errors import CorruptStreamError, UnsupportedFormatError
-from .layout import MAX_TILE_COLS, STREAM_PAD, Grid, record_ints
+from .layout import MAX_TILE_COLS, STREAM_ALIGN, STREAM_PAD, Grid, record_ints
 from .weight_formats import FORMATS, WeightFormat, by_id
 
 MAGIC = b"CLLM"
@@ -174,7 +174,10 @@ def _parse(data: bytes) -> Head:
         segments, end = (), _HEADER.size
     else:
         _check_coding(tile_cols, scale_bits, len_bits, predictor)
-        _need(stream_bytes >= STREAM_PAD, f"head: stream_bytes {stream_bytes} below {STREAM_PAD}")
+        _need(
+            stream_bytes >= STREAM_PAD and stream_bytes % STREAM_ALIGN == 0,
+            f"head: stream_bytes {stream_bytes} is not a positive multiple of {STREAM_ALIGN}",
+        )
         segments, end = _parse_segments(data, fmt, n_segments, scale_bits)
         total = sum(s.rows for s in segments)
         _need(total == rows, f"head: segments have {total} rows, the matrix {rows}")
@@ -221,6 +224,7 @@ def _parse_segments(data: bytes, fmt: WeightFormat, count: int, scale_bits: int)
         _need(end + n_bytes <= len(data), f"{where}: table of {n_bytes} bytes ends beyond the head")
         _need(base < 1 << fmt.coded_bits, f"{where}: window_base {base} above the coded field")
         _need(seed < 1 << fmt.coded_bits, f"{where}: seed {seed} above the coded field")
+        _need(n_pairs > 0, f"{where}: a table without pairs")
         pairs, freqs = _parse_table(data[end : end + n_bytes], n_pairs, where)
         _need(
             freqs.sum() < 1 << scale_bits,

@@ -71,9 +71,7 @@ def decode_linear(
     Returns:
         [..., N] of x's dtype, accumulated in float32.
     """
-    return _translated(
-        torch.ops.codecllm.decode_linear, x, *_args(coded), bias, *_shape(coded)
-    )
+    return _translated(torch.ops.codecllm.decode_linear, x, *_args(coded), bias, *_shape(coded))
 
 
 def decode_rows(

@@ -144,9 +144,7 @@ def _backward(ctx, grad):
     return grad_x, None, None, None, None, None, grad_bias, None, None, None
 
 
-register_autograd(
-    "codecllm::decode_linear", _backward, setup_context=_setup_context, lib=LIBRARY
-)
+register_autograd("codecllm::decode_linear", _backward, setup_context=_setup_context, lib=LIBRARY)
 
 
 @register_flop_formula(torch.ops.codecllm.decode_linear)

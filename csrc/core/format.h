@@ -91,13 +91,26 @@ struct Int8 {
 template <class F>
 CLLM_HD bool with_format(int id, F&& f) {
   switch (id) {
-    case Bf16::fmt.id: f(Bf16{}); return true;
-    case Fp16::fmt.id: f(Fp16{}); return true;
-    case Fp32::fmt.id: f(Fp32{}); return true;
-    case Fp8E4m3::fmt.id: f(Fp8E4m3{}); return true;
-    case Fp8E5m2::fmt.id: f(Fp8E5m2{}); return true;
-    case Int8::fmt.id: f(Int8{}); return true;
-    default: return false;
+    case Bf16::fmt.id:
+      f(Bf16{});
+      return true;
+    case Fp16::fmt.id:
+      f(Fp16{});
+      return true;
+    case Fp32::fmt.id:
+      f(Fp32{});
+      return true;
+    case Fp8E4m3::fmt.id:
+      f(Fp8E4m3{});
+      return true;
+    case Fp8E5m2::fmt.id:
+      f(Fp8E5m2{});
+      return true;
+    case Int8::fmt.id:
+      f(Int8{});
+      return true;
+    default:
+      return false;
   }
 }
 

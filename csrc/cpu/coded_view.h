@@ -10,11 +10,11 @@
 namespace codecllm {
 
 struct CodedView {
-  const uint8_t* stream;   // coded plane, any alignment (safetensors maps uint8 at any byte)
+  const uint8_t* stream;  // coded plane, any alignment (safetensors maps uint8 at any byte)
   int64_t stream_bytes;
-  const uint8_t* raw;      // raw plane
-  const uint32_t* index;   // [tiles, 2 + len_bits]
-  const uint32_t* table;   // [segments, kTableHeader + 2^scale_bits]
+  const uint8_t* raw;     // raw plane
+  const uint32_t* index;  // [tiles, 2 + len_bits]
+  const uint32_t* table;  // [segments, kTableHeader + 2^scale_bits]
   int64_t segments;
   int64_t rows, cols;
   int format, scale_bits, len_bits, predictor, tile_cols;
@@ -44,22 +44,22 @@ struct Status {
 
 // One tile, ready to decode.
 struct Tile {
-  const uint8_t* words;        // first word
-  uint32_t limit;              // largest position (in words) from which four may be fetched
-  uint32_t start[kLanes];      // position of each lane's first word
-  uint32_t end[kLanes];        // one past its last
+  const uint8_t* words;    // first word
+  uint32_t limit;          // largest position (in words) from which four may be fetched
+  uint32_t start[kLanes];  // position of each lane's first word
+  uint32_t end[kLanes];    // one past its last
   const uint8_t* raw;
-  const uint32_t* slots;       // [2^scale_bits]
+  const uint32_t* slots;  // [2^scale_bits]
   uint32_t window_base, seed;
   int groups;
   int64_t number;
-  int64_t out_row;             // first row of the matrix
-  int rows;                    // rows inside the matrix, 1..16
+  int64_t out_row;  // first row of the matrix
+  int rows;         // rows inside the matrix, 1..16
 };
 
 // Fills `tile`, or says that the index is corrupt. `segment` moves forward with tile_row.
-CLLM_HD bool locate(const CodedView& m, int64_t tile_row,
-                                                  int64_t col_tile, int64_t& segment, Tile& tile) {
+CLLM_HD bool locate(const CodedView& m, int64_t tile_row, int64_t col_tile, int64_t& segment,
+                    Tile& tile) {
   while (segment + 1 < m.segments && m.segment(segment + 1)[kFirstTileRow] <= tile_row) ++segment;
   const uint32_t* header = m.segment(segment);
   int64_t first = (tile_row - header[kFirstTileRow]) * kTileRows;

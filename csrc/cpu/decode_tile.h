@@ -2,7 +2,8 @@
 //
 // Why it looks as it does (one core with AVX-512, weights per nanosecond, random streams):
 // steps of one chain after another 0.7; steps of all chains interleaved 2.5; with prefetch of the
-// next tile's words 5.8. A masked 32-bit gather per step instead of one 64-bit gather per group: 3.0.
+// next tile's words 5.8. A masked 32-bit gather per step instead of one 64-bit gather per
+// group: 3.0.
 #pragma once
 #include "coded_view.h"
 #include "simd.h"
@@ -12,14 +13,41 @@ namespace {
 
 constexpr int kChunks = kLanes / V::W;  // registers per tile
 
+// Asks for the next tile while this one's raw plane is unpacked: its words, which the gathers of
+// the main loop would otherwise wait for, and its raw plane. (In the main loop itself the same
+// prefetches cost a quarter of the speed.)
+class Prefetch {
+ public:
+  Prefetch() = default;
+  Prefetch(const Tile& next, int64_t raw_bytes)
+      : words_(next.words),
+        words_end_(next.words + 2 * size_t(next.limit)),
+        raw_(next.raw),
+        raw_end_(next.raw + raw_bytes) {}
+
+  // One of the steps in which 16 bytes per lane of raw plane are unpacked.
+  inline __attribute__((always_inline)) void step() {
+    for (int i = 0; i < 4 && words_ < words_end_; ++i, words_ += 64) __builtin_prefetch(words_);
+    if (raw_ >= raw_end_) return;
+    for (int i = 0; i < 8; ++i, raw_ += 64) __builtin_prefetch(raw_, 0, 2);
+  }
+  void rest() {
+    for (; words_ < words_end_; words_ += 64) __builtin_prefetch(words_);
+  }
+
+ private:
+  const uint8_t *words_ = nullptr, *words_end_ = nullptr, *raw_ = nullptr, *raw_end_ = nullptr;
+};
+
 // Raw plane of a tile from quads to [container][lane], all planes one after the other.
 template <class F>
-inline void unpack_raw(const Tile& tile, uint32_t* out) {
+inline void unpack_raw(const Tile& tile, Prefetch next, uint32_t* out) {
   const uint8_t* src = tile.raw;
   for (int p = 0; p < F::fmt.n_planes; ++p) {
     int count = containers(F::fmt.planes[p].bits, tile.groups);
     int i = 0;
     for (; i + 4 <= count; i += 4, src += 16 * kLanes, out += 4 * kLanes) {
+      next.step();
       V::transpose_quad(src, out);
     }
     int width = count - i;
@@ -29,44 +57,29 @@ inline void unpack_raw(const Tile& tile, uint32_t* out) {
     src += 4 * kLanes * width;
     out += kLanes * width;
   }
+  next.rest();
 }
 
-// Spreads the fetching of the next tile over the groups of this one.
-struct Prefetch {
-  const uint8_t* words = nullptr;
-  const uint8_t* raw = nullptr;
-  size_t words_step = 0, raw_step = 0;
-
-  void set(const Tile& next, int64_t raw_bytes, int groups) {
-    words = next.words;
-    raw = next.raw;
-    words_step = size_t(2 * next.limit) / groups + 1;
-    raw_step = size_t(raw_bytes) / groups + 1;
-  }
-  inline __attribute__((always_inline)) void step(int group) const {
-    if (!words) return;
-    run(words + group * words_step, words_step);
-    run(raw + group * raw_step, raw_step);
-  }
-  static inline __attribute__((always_inline)) void run(const uint8_t* p, size_t n) {
-    for (size_t i = 0; i < n; i += 64) __builtin_prefetch(p + i);
-  }
-};
-
-// The lanes of one chunk whose group has an escape read their literals. Rare and scalar.
+// Replaces the coded fields of one chunk's escapes by the literals of their lanes. Rare and scalar.
 template <class F>
-__attribute__((noinline)) void read_literals(const Tile& tile, const V::reg (&entry)[4],
-                                             V::reg (&fields)[4], V::reg& pos) {
-  uint32_t e[4][V::W], f[4][V::W], p[V::W];
-  for (int j = 0; j < 4; ++j) V::store(e[j], entry[j]), V::store(f[j], fields[j]);
-  V::store(p, pos);
+inline void read_literals(const Tile& tile, const uint32_t (&entry)[4][V::W],
+                          uint32_t (&fields)[4][V::W], uint32_t (&pos)[V::W]) {
   for (int lane = 0; lane < V::W; ++lane)
     for (int j = 0; j < 4; ++j)
-      if (e[j][lane] >= kEscapeFrom)
-        f[j][lane] = literal_fields(load_word(tile, p[lane]++), F::fmt.value_mask(),
-                                    F::fmt.coded_shift);
-  for (int j = 0; j < 4; ++j) fields[j] = V::load(f[j]);
-  pos = V::load(p);
+      if (entry[j][lane] >= kEscapeFrom)
+        fields[j][lane] =
+            literal_fields(load_word(tile, pos[lane]++), F::fmt.value_mask(), F::fmt.coded_shift);
+}
+
+// Offset (in containers) of a pair's container in its plane, and its place inside it.
+struct PlaceInPlane {
+  int container, turn;
+};
+CLLM_HD constexpr PlaceInPlane place_in_plane(int plane_bits, int group, int j) {
+  int per = 16 / plane_bits;
+  // Spelled so that the turn is a constant where a group has whole containers.
+  if (per <= 4) return {group * (4 / per) + j / per, j % per};
+  return {group / (per / 4), 4 * (group % (per / 4)) + j};
 }
 
 // Decodes NT tiles of `groups` groups; sink.put(tile, chunk, group, j, pair, low) gets every pair
@@ -74,8 +87,7 @@ __attribute__((noinline)) void read_literals(const Tile& tile, const V::reg (&en
 // encoder began; the sink has then seen wrong pairs.
 template <class F, int NT, class Sink>
 inline __attribute__((always_inline)) bool decode_tiles(const Tile* tiles, int scale_bits,
-                                                        const uint32_t* const* raw,
-                                                        const Prefetch* prefetch, Sink& sink) {
+                                                        const uint32_t* const* raw, Sink& sink) {
   using reg = V::reg;
   constexpr WeightFormat fmt = F::fmt;
   const int groups = tiles[0].groups;
@@ -101,10 +113,9 @@ inline __attribute__((always_inline)) bool decode_tiles(const Tile* tiles, int s
 
   for (int g = 0; g < groups; ++g) {
     V::Words words[NT][kChunks];
-    reg entry[NT][kChunks][4], fields[NT][kChunks][4];
+    reg entry[NT][kChunks][4];
 #pragma GCC unroll 8
     for (int t = 0; t < NT; ++t) {
-      prefetch[t].step(g);
 #pragma GCC unroll 8
       for (int c = 0; c < kChunks; ++c)
         words[t][c] = V::fetch(tiles[t].words, V::min(pos[t][c], limit[t]));
@@ -122,42 +133,65 @@ inline __attribute__((always_inline)) bool decode_tiles(const Tile* tiles, int s
         }
       }
     }
-#pragma GCC unroll 8
-    for (int t = 0; t < NT; ++t) {
-#pragma GCC unroll 8
-      for (int c = 0; c < kChunks; ++c) {
-        reg(&e)[4] = entry[t][c];
+    // Coded fields of a pair to the sink, with the raw bits of its planes.
+    auto emit = [&](int t, int c, int j, reg pair) __attribute__((always_inline)) {
+      reg low = pair;
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j)
-          fields[t][c][j] = V::add(coded_fields<V, fmt.coded_shift>(e[j]), base[t]);
-        reg highest = V::max(V::max(e[0], e[1]), V::max(e[2], e[3]));
-        if (__builtin_expect(V::any_ge(highest, kEscapeFrom), 0)) {
-          reg f[4] = {fields[t][c][0], fields[t][c][1], fields[t][c][2], fields[t][c][3]};
-          reg q = pos[t][c];  // copies, so that the loop's own stay in registers
-          read_literals<F>(tiles[t], {e[0], e[1], e[2], e[3]}, f, q);
-          for (int j = 0; j < 4; ++j) fields[t][c][j] = f[j];
-          pos[t][c] = q;
+      for (int p = 0; p < fmt.n_planes; ++p) {
+        const Plane plane = F::fmt.planes[p];
+        const PlaceInPlane at = place_in_plane(plane.bits, g, j);
+        reg r = V::load(raw[t] + plane_at[p] + kLanes * at.container + c * V::W);
+        if (plane.low_half) {
+          low = r;
+          continue;
         }
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) {
-          reg pair = fields[t][c][j], low = pair;
-#pragma GCC unroll 4
-          for (int p = 0; p < fmt.n_planes; ++p) {
-            constexpr const Plane* planes = F::fmt.planes;
-            const int per_container = 16 / planes[p].bits;
-            const int n = 4 * g + j;
-            reg r = V::load(raw[t] + plane_at[p] + kLanes * (n / per_container) + c * V::W);
-            if (planes[p].low_half) {
-              low = r;
-              continue;
-            }
-            if (n % per_container) r = V::rotr(r, planes[p].bits * (n % per_container));
-            pair = V::or_(pair, V::and_(r, V::set1(planes[p].mask)));
-          }
-          if (fmt.flip) pair = V::xor_(pair, V::set1(fmt.flip));
-          sink.put(t, c, g, j, pair, low);
-        }
+        if (at.turn) r = V::rotr(r, plane.bits * at.turn);
+        pair = V::or_(pair, V::and_(r, V::set1(plane.mask)));
       }
+      if (fmt.flip) pair = V::xor_(pair, V::set1(fmt.flip));
+      sink.put(t, c, g, j, pair, low);
+    };
+    reg highest = entry[0][0][0];
+#pragma GCC unroll 8
+    for (int t = 0; t < NT; ++t)
+#pragma GCC unroll 8
+      for (int c = 0; c < kChunks; ++c)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) highest = V::max(highest, entry[t][c][j]);
+    // One test for all chains, and a path of its own for escapes: the common one stays free of
+    // merges, which would cost registers.
+    if (__builtin_expect(!V::any_ge(highest, kEscapeFrom), 1)) {
+#pragma GCC unroll 8
+      for (int t = 0; t < NT; ++t)
+#pragma GCC unroll 8
+        for (int c = 0; c < kChunks; ++c)
+#pragma GCC unroll 4
+          for (int j = 0; j < 4; ++j)
+            emit(t, c, j, V::add(coded_fields<V, fmt.coded_shift>(entry[t][c][j]), base[t]));
+    } else {
+#pragma GCC unroll 8
+      for (int t = 0; t < NT; ++t)
+#pragma GCC unroll 8
+        for (int c = 0; c < kChunks; ++c) {
+          reg chunk_highest = V::max(V::max(entry[t][c][0], entry[t][c][1]),
+                                     V::max(entry[t][c][2], entry[t][c][3]));
+          if (!V::any_ge(chunk_highest, kEscapeFrom)) {
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j)
+              emit(t, c, j, V::add(coded_fields<V, fmt.coded_shift>(entry[t][c][j]), base[t]));
+            continue;
+          }
+          uint32_t e[4][V::W], fields[4][V::W], p[V::W];
+          for (int j = 0; j < 4; ++j) {
+            V::store(e[j], entry[t][c][j]);
+            V::store(fields[j], V::add(coded_fields<V, fmt.coded_shift>(entry[t][c][j]), base[t]));
+          }
+          V::store(p, pos[t][c]);
+          read_literals<F>(tiles[t], e, fields, p);
+          pos[t][c] = V::load(p);
+#pragma GCC unroll 4
+          for (int j = 0; j < 4; ++j) emit(t, c, j, V::load(fields[j]));
+        }
     }
   }
   bool intact = true;

@@ -3,7 +3,8 @@
 //   buffer that grows towards its beginning.
 // * x / freq is a multiplication by a 64-bit reciprocal: exact for every x < 2^32 and freq >= 2,
 //   since the reciprocal's error of at most 1 is worth less than 2^-32 < 1 / freq. freq = 1 has no
-//   64-bit reciprocal; its quotient comes out one too small and the bias makes up for it (ryg_rans).
+//   64-bit reciprocal; its quotient comes out one too small and the bias makes up for it
+//   (ryg_rans).
 #include "encode.h"
 
 #include <string.h>
@@ -46,8 +47,8 @@ namespace {
 // A tile in lane order.
 struct LaneTile {
   int groups = 0;
-  std::vector<uint32_t> pairs, low;   // [group][j][lane], flipped words
-  std::vector<uint16_t> residuals;    // [group][j][lane], r0 + 256 * r1
+  std::vector<uint32_t> pairs, low;  // [group][j][lane], flipped words
+  std::vector<uint16_t> residuals;   // [group][j][lane], r0 + 256 * r1
 };
 
 template <class F>

@@ -12,7 +12,7 @@ struct DenseView {
   const uint8_t* words;  // [rows, cols], row-major
   int64_t rows, cols;
   int format, tile_cols, predictor;
-  uint32_t pad_value;    // coded value of padding cells; also the seed of predictor `left`
+  uint32_t pad_value;  // coded value of padding cells; also the seed of predictor `left`
 };
 
 // One symbol of the encoder; index 32 * i0 + i1 of docs/format.md, 1023 the escape.

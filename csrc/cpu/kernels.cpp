@@ -94,17 +94,25 @@ static uint16_t float_to_bf16(float f) {
 
 float load_float(const void* p, Dtype dtype, int64_t i) {
   switch (dtype) {
-    case Dtype::f32: return ((const float*)p)[i];
-    case Dtype::bf16: return as_float(uint32_t(((const uint16_t*)p)[i]) << 16);
-    default: return half_to_float(((const uint16_t*)p)[i]);
+    case Dtype::f32:
+      return ((const float*)p)[i];
+    case Dtype::bf16:
+      return as_float(uint32_t(((const uint16_t*)p)[i]) << 16);
+    default:
+      return half_to_float(((const uint16_t*)p)[i]);
   }
 }
 
 void store_float(void* p, Dtype dtype, int64_t i, float v) {
   switch (dtype) {
-    case Dtype::f32: ((float*)p)[i] = v; break;
-    case Dtype::bf16: ((uint16_t*)p)[i] = float_to_bf16(v); break;
-    default: ((uint16_t*)p)[i] = float_to_half(v);
+    case Dtype::f32:
+      ((float*)p)[i] = v;
+      break;
+    case Dtype::bf16:
+      ((uint16_t*)p)[i] = float_to_bf16(v);
+      break;
+    default:
+      ((uint16_t*)p)[i] = float_to_half(v);
   }
 }
 
@@ -136,8 +144,8 @@ namespace {
 
 // The pairs of one lane, group by group: words[2 * group + half] of the pairs with that j & 1.
 template <class F>
-bool decode_lane(const CodedView& view, const Tile& tile, int lane, int row_half,
-                 uint32_t* pairs, uint32_t* low) {
+bool decode_lane(const CodedView& view, const Tile& tile, int lane, int row_half, uint32_t* pairs,
+                 uint32_t* low) {
   constexpr WeightFormat fmt = F::fmt;
   const uint32_t slot_mask = (1u << view.scale_bits) - 1;
   const uint32_t base = tile.window_base * 0x10001u << fmt.coded_shift;

@@ -7,13 +7,13 @@ namespace codecllm {
 enum class Dtype { f32, bf16, f16 };
 
 struct LinearArgs {
-  const void* x;        // packed by pack_x
-  bool x_is_bf16;       // packed as bfloat16, else as float
-  int64_t m;            // rows of x
-  const float* scale;   // [1] or [N] or null
+  const void* x;       // packed by pack_x
+  bool x_is_bf16;      // packed as bfloat16, else as float
+  int64_t m;           // rows of x
+  const float* scale;  // [1] or [N] or null
   bool scale_per_row;
-  const void* bias;     // [N] of dtype `dtype`, or null
-  void* out;            // [M, N] of dtype `dtype`
+  const void* bias;  // [N] of dtype `dtype`, or null
+  void* out;         // [M, N] of dtype `dtype`
   Dtype dtype;
   int64_t n;
 };

@@ -6,11 +6,11 @@
 namespace codecllm {
 
 static bool supported() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
 }
 
-extern const Kernels kAvx2 = {"avx2", supported, false, decode_rows_of_tiles,
-                             decode_as, linear};
+extern const Kernels kAvx2 = {"avx2", supported, false, decode_rows_of_tiles, decode_as, linear};
 
 }  // namespace codecllm
 #endif

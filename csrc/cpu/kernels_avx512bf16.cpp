@@ -6,11 +6,13 @@
 namespace codecllm {
 
 static bool supported() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bf16");
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bf16");
 }
 
-extern const Kernels kAvx512Bf16 = {"avx512bf16", supported, true, decode_rows_of_tiles,
-                             decode_as, linear};
+extern const Kernels kAvx512Bf16 = {"avx512bf16",         supported, true,
+                                    decode_rows_of_tiles, decode_as, linear};
 
 }  // namespace codecllm
 #endif

@@ -43,16 +43,16 @@ inline Status for_tiles(const CodedView& view, int64_t begin, int64_t end, Use&&
   for (int64_t row = begin; row < end; row += 2) {
     int count = row + 1 < end ? 2 : 1;
     for (int64_t col = 0; col < view.col_tiles; ++col, now ^= 1) {
+      prefetch[0] = prefetch[1] = {};
       bool last = col + 1 == view.col_tiles;
       int64_t next_row = last ? row + 2 : row, next_col = last ? 0 : col + 1;
       if (next_row < end) {
         bad = get(next_row, next_col, tiles[now ^ 1]);
         if (bad >= 0) return {Corruption::index, bad};
         for (int t = 0; t < 2; ++t)
-          prefetch[t].set(tiles[now ^ 1][next_row + t < end ? t : 0],
-                          raw_tile_bytes(F::fmt, tiles[now ^ 1][0].groups), tiles[now][0].groups);
-      } else {
-        prefetch[0] = prefetch[1] = {};
+          if (next_row + t < end)
+            prefetch[t] =
+                Prefetch(tiles[now ^ 1][t], raw_tile_bytes(F::fmt, tiles[now ^ 1][0].groups));
       }
       if (!use(tiles[now], count, prefetch)) return {Corruption::stream, tiles[now][0].number};
       if (last) done(tiles[now], count);
@@ -64,9 +64,9 @@ inline Status for_tiles(const CodedView& view, int64_t begin, int64_t end, Use&&
 template <class F, class Sink>
 inline bool decode_into(const CodedView& view, const Tile* tiles, int count,
                         const Prefetch* prefetch, const Scratch& s, Sink& sink) {
-  for (int t = 0; t < count; ++t) unpack_raw<F>(tiles[t], s.raw[t]);
-  if (count == 1) return decode_tiles<F, 1>(tiles, view.scale_bits, s.raw, prefetch, sink);
-  return decode_tiles<F, 2>(tiles, view.scale_bits, s.raw, prefetch, sink);
+  for (int t = 0; t < count; ++t) unpack_raw<F>(tiles[t], prefetch[t], s.raw[t]);
+  if (count == 1) return decode_tiles<F, 1>(tiles, view.scale_bits, s.raw, sink);
+  return decode_tiles<F, 2>(tiles, view.scale_bits, s.raw, sink);
 }
 
 template <class F>
@@ -137,7 +137,7 @@ Status decode_rows_of_tiles(const CodedView& view, int64_t begin, int64_t end, u
         view, begin, end,
         [&](const Tile* tiles, int count, const Prefetch* prefetch) {
           if (!decode_to_pairs<F>(view, tiles, count, prefetch, s)) return false;
-          for (int t = 0; t < count; ++t) 
+          for (int t = 0; t < count; ++t)
             write_rows<F>(view, tiles[t], s.pairs[t], s.low[t], 0, out);
           return true;
         },
@@ -154,10 +154,11 @@ inline void convert_pairs(const Tile& tile, uint32_t* pairs, uint32_t* low, cons
   for (int h = 0; h < 2; ++h)
     for (int lane = 0; lane < kLanes; ++lane) {
       int row = lane / 4 + 8 * h;
-      factor[h][lane] = !scale ? 1.f : scale[per_row ? tile.out_row + (row < tile.rows ? row : 0) : 0];
+      factor[h][lane] =
+          !scale ? 1.f : scale[per_row ? tile.out_row + (row < tile.rows ? row : 0) : 0];
     }
   for (int i = 0; i < 4 * tile.groups; ++i)
-    for (int c = 0; c < kLanes; c += 16) {
+    for (int c = 0; c < kLanes; c += kFloats) {
       uint32_t* at = pairs + i * kLanes + c;
       f32v first, second;
       to_float<F>(load_u32v(at), F::fmt.word_bits == 32 ? load_u32v(low + i * kLanes + c) : u32v{},
@@ -198,19 +199,22 @@ inline Status decode_converted(const CodedView& view, int64_t begin, int64_t end
       [](const Tile*, int) {});
 }
 
-Status decode_as(const CodedView& view, int64_t begin, int64_t end, Dtype dtype,
-                 const float* scale, bool per_row, int64_t row0, uint8_t* out, uint8_t* scratch) {
+Status decode_as(const CodedView& view, int64_t begin, int64_t end, Dtype dtype, const float* scale,
+                 bool per_row, int64_t row0, uint8_t* out, uint8_t* scratch) {
   Status status;
   with_format(view.format, [&](auto f) {
     using F = decltype(f);
     auto run = [&](auto to) {
-      status = decode_converted<F, decltype(to)>(view, begin, end, scale, per_row, row0, out,
-                                                 scratch);
+      status =
+          decode_converted<F, decltype(to)>(view, begin, end, scale, per_row, row0, out, scratch);
     };
     switch (dtype) {
-      case Dtype::f32: return run(Fp32{});
-      case Dtype::bf16: return run(Bf16{});
-      case Dtype::f16: return run(Fp16{});
+      case Dtype::f32:
+        return run(Fp32{});
+      case Dtype::bf16:
+        return run(Bf16{});
+      case Dtype::f16:
+        return run(Fp16{});
     }
   });
   return status;
@@ -222,33 +226,33 @@ Status decode_as(const CodedView& view, int64_t begin, int64_t end, Dtype dtype,
 template <class F, int MB>
 inline void dot_float(const Tile& tile, const uint32_t* pairs, const uint32_t* low, const float* x,
                       float* sums, int64_t m_stride) {
-  for (int c = 0; c < kLanes; c += 16) {
+  for (int c = 0; c < kLanes; c += kFloats) {
     f32v sum[2][MB];
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h)
 #pragma GCC unroll 8
-    for (int m = 0; m < MB; ++m)
-      for (int h = 0; h < 2; ++h) sum[h][m] = load_f32v(sums + h * m_stride + m * kLanes + c);
+      for (int m = 0; m < MB; ++m) sum[h][m] = load_f32v(sums + h * m_stride + m * kLanes + c);
     const float* at = x;
-    for (int g = 0; g < tile.groups; ++g) {
-#pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half, at += 8 * MB) {
-        f32v w[2][2];  // [row half][even or odd column]
-#pragma GCC unroll 2
-        for (int h = 0; h < 2; ++h) {
-          int64_t i = (4 * g + 2 * half + h) * kLanes + c;
-          to_float<F>(load_u32v(pairs + i), F::fmt.word_bits == 32 ? load_u32v(low + i) : u32v{},
-                      w[h][0], w[h][1]);
-        }
+    for (int half_group = 0; half_group < 2 * tile.groups; ++half_group, at += 8 * MB) {
+      const int64_t i = 2 * half_group * kLanes + c;
+      f32v even0, odd0, even1, odd1;  // columns of the upper and the lower row
+      const bool wide = F::fmt.word_bits == 32;
+      to_float<F>(load_u32v(pairs + i), wide ? load_u32v(low + i) : u32v{}, even0, odd0);
+      to_float<F>(load_u32v(pairs + i + kLanes), wide ? load_u32v(low + i + kLanes) : u32v{}, even1,
+                  odd1);
 #pragma GCC unroll 8
-        for (int m = 0; m < MB; ++m) {
-          f32v even = repeat4(at + 8 * m), odd = repeat4(at + 8 * m + 4);
-#pragma GCC unroll 2
-          for (int h = 0; h < 2; ++h) sum[h][m] += w[h][0] * even + w[h][1] * odd;
-        }
+      for (int m = 0; m < MB; ++m) {
+        f32v even = repeat4(at + 8 * m), odd = repeat4(at + 8 * m + 4);
+        sum[0][m] += even0 * even;
+        sum[0][m] += odd0 * odd;
+        sum[1][m] += even1 * even;
+        sum[1][m] += odd1 * odd;
       }
     }
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h)
 #pragma GCC unroll 8
-    for (int m = 0; m < MB; ++m)
-      for (int h = 0; h < 2; ++h) store_f32v(sums + h * m_stride + m * kLanes + c, sum[h][m]);
+      for (int m = 0; m < MB; ++m) store_f32v(sums + h * m_stride + m * kLanes + c, sum[h][m]);
   }
 }
 
@@ -371,10 +375,17 @@ Status linear(const CodedView& view, int64_t begin, int64_t end, const LinearArg
         for (int t = 0; t < count; ++t) {
           float* sums = s.sums + t * tile_sums;
           switch (rows) {
-            case 8: dot_block<F, 8>(tiles[t], s, t, a, m, k_padded, col, sums); break;
-            case 4: dot_block<F, 4>(tiles[t], s, t, a, m, k_padded, col, sums); break;
-            case 2: dot_block<F, 2>(tiles[t], s, t, a, m, k_padded, col, sums); break;
-            default: dot_block<F, 1>(tiles[t], s, t, a, m, k_padded, col, sums);
+            case 8:
+              dot_block<F, 8>(tiles[t], s, t, a, m, k_padded, col, sums);
+              break;
+            case 4:
+              dot_block<F, 4>(tiles[t], s, t, a, m, k_padded, col, sums);
+              break;
+            case 2:
+              dot_block<F, 2>(tiles[t], s, t, a, m, k_padded, col, sums);
+              break;
+            default:
+              dot_block<F, 1>(tiles[t], s, t, a, m, k_padded, col, sums);
           }
         }
         m += rows;

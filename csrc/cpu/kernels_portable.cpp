@@ -4,11 +4,9 @@
 
 namespace codecllm {
 
-static bool supported() {
-  return true;
-}
+static bool supported() { return true; }
 
-extern const Kernels kPortable = {"portable", supported, false, decode_rows_of_tiles,
-                             decode_as, linear};
+extern const Kernels kPortable = {"portable",           supported, false,
+                                  decode_rows_of_tiles, decode_as, linear};
 
 }  // namespace codecllm

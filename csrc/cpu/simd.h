@@ -20,6 +20,8 @@
 namespace codecllm {
 namespace {
 
+using u32 = uint32_t;
+
 #if defined(__AVX512VBMI2__)
 
 struct V {
@@ -37,18 +39,27 @@ struct V {
   static reg add(reg a, reg b) { return _mm512_add_epi32(a, b); }
   static reg min(reg a, reg b) { return _mm512_min_epu32(a, b); }
   static reg max(reg a, reg b) { return _mm512_max_epu32(a, b); }
-  static reg shr(reg a, int n) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(n)); }
-  static reg rotr(reg a, int n) { return _mm512_rorv_epi32(a, _mm512_set1_epi32(n)); }
+  // On GCC's vectors, because constant counts must become immediates, not registers.
+  static reg shr(reg a, int n) { return (reg)((u32 __attribute__((vector_size(64))))a >> n); }
+  static reg rotr(reg a, int n) {
+    using v = u32 __attribute__((vector_size(64)));
+    return (reg)((v)a >> (n & 31) | (v)a << (-n & 31));
+  }
   static reg mul_add(reg a, reg b, reg c) { return _mm512_add_epi32(_mm512_mullo_epi32(a, b), c); }
-  static reg gather(const uint32_t* table, reg i) { return _mm512_i32gather_epi32(i, table, 4); }
+  // A gather merges into its destination: from zero, or it would wait for whatever the compiler's
+  // undefined register held before.
+  static reg gather(const uint32_t* table, reg i) {
+    return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), 0xffff, i, table, 4);
+  }
   static bool any_ge(reg a, uint32_t b) { return _mm512_cmpge_epu32_mask(a, set1(b)) != 0; }
   static bool all_eq(reg a, reg b) { return _mm512_cmpneq_epu32_mask(a, b) == 0; }
   // One 64-bit gather for four steps: a 32-bit gather per step costs twice the whole loop.
   static Words fetch(const uint8_t* base, reg pos) {
     const reg even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     const reg odd = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-    reg a = _mm512_i32gather_epi64(_mm512_castsi512_si256(pos), base, 2);
-    reg b = _mm512_i32gather_epi64(_mm512_extracti64x4_epi64(pos, 1), base, 2);
+    const reg zero = _mm512_setzero_si512();
+    reg a = _mm512_mask_i32gather_epi64(zero, 0xff, _mm512_castsi512_si256(pos), base, 2);
+    reg b = _mm512_mask_i32gather_epi64(zero, 0xff, _mm512_extracti64x4_epi64(pos, 1), base, 2);
     return {_mm512_permutex2var_epi32(a, even, b), _mm512_permutex2var_epi32(a, odd, b)};
   }
   static void renorm(reg& x, Words& w, reg& pos) {
@@ -92,15 +103,18 @@ struct V {
   static reg add(reg a, reg b) { return _mm256_add_epi32(a, b); }
   static reg min(reg a, reg b) { return _mm256_min_epu32(a, b); }
   static reg max(reg a, reg b) { return _mm256_max_epu32(a, b); }
-  static reg shr(reg a, int n) { return _mm256_srl_epi32(a, _mm_cvtsi32_si128(n)); }
+  static reg shr(reg a, int n) { return (reg)((u32 __attribute__((vector_size(32))))a >> n); }
   static reg rotr(reg a, int n) {
-    return or_(shr(a, n), _mm256_sll_epi32(a, _mm_cvtsi32_si128(32 - n)));
+    using v = u32 __attribute__((vector_size(32)));
+    return (reg)((v)a >> (n & 31) | (v)a << (-n & 31));
   }
   static reg mul_add(reg a, reg b, reg c) { return _mm256_add_epi32(_mm256_mullo_epi32(a, b), c); }
   static reg gather(const uint32_t* table, reg i) {
     return _mm256_i32gather_epi32((const int*)table, i, 4);
   }
-  static bool any_ge(reg a, uint32_t b) { return !all_ones(_mm256_cmpeq_epi32(min(a, set1(b - 1)), a)); }
+  static bool any_ge(reg a, uint32_t b) {
+    return !all_ones(_mm256_cmpeq_epi32(min(a, set1(b - 1)), a));
+  }
   static bool all_eq(reg a, reg b) { return all_ones(_mm256_cmpeq_epi32(a, b)); }
   static Words fetch(const uint8_t* base, reg pos) {
     auto at = (const long long*)base;

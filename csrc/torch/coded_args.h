@@ -94,8 +94,8 @@ inline CodedView coded_view(const Tensor& stream, const Tensor& raw, const Tenso
     constexpr WeightFormat fmt = decltype(f)::fmt;
     v.raw_tile_bytes = raw_tile_bytes(fmt, v.tile_cols / kGroupCols);
     if (v.col_tiles)
-      v.raw_row_bytes = (v.col_tiles - 1) * v.raw_tile_bytes +
-                        raw_tile_bytes(fmt, v.groups(v.col_tiles - 1));
+      v.raw_row_bytes =
+          (v.col_tiles - 1) * v.raw_tile_bytes + raw_tile_bytes(fmt, v.groups(v.col_tiles - 1));
   });
   STD_TORCH_CHECK(raw.numel() == v.tile_rows * v.raw_row_bytes, "codecllm::", op,
                   ": corrupt raw plane: ", raw.numel(), " bytes, not ",

@@ -74,8 +74,8 @@ Tensor decode_words(const Tensor& stream, const Tensor& raw, const Tensor& index
                     const Tensor& table, int64_t rows, int64_t cols, int64_t layout_bits) {
   const Layout layout(layout_bits);
   const CodedView view = coded_view(stream, raw, index, table, rows, cols, layout, "decode");
-  Tensor out = torch::stable::new_empty(
-      stream, {rows, cols * word_bytes(layout.format, "decode")}, ScalarType::Byte);
+  Tensor out = torch::stable::new_empty(stream, {rows, cols * word_bytes(layout.format, "decode")},
+                                        ScalarType::Byte);
   uint8_t* to = out.mutable_data_ptr<uint8_t>();
   if (layout.stored) {
     if (view.stream_bytes) memcpy(to, view.stream, size_t(view.stream_bytes));
@@ -120,9 +120,12 @@ Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& 
 
 Dtype activation_dtype(const Tensor& x) {
   switch (x.scalar_type()) {
-    case ScalarType::Float: return Dtype::f32;
-    case ScalarType::BFloat16: return Dtype::bf16;
-    case ScalarType::Half: return Dtype::f16;
+    case ScalarType::Float:
+      return Dtype::f32;
+    case ScalarType::BFloat16:
+      return Dtype::bf16;
+    case ScalarType::Half:
+      return Dtype::f16;
     default:
       STD_TORCH_CHECK(false, "codecllm::decode_linear: x is neither float32, bfloat16 nor float16");
   }
@@ -226,7 +229,8 @@ Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, c
                      int64_t cols, int64_t layout_bits) {
   const char* op = "decode_linear";
   const Layout layout(layout_bits);
-  if (layout.stored) return stored_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout_bits);
+  if (layout.stored)
+    return stored_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout_bits);
   STD_TORCH_CHECK(x.is_cpu(), "codecllm::decode_linear: x is not on the CPU like the weight");
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == cols,
                   "codecllm::decode_linear: the last dimension of x must be ", cols, ", it is ",
@@ -276,10 +280,16 @@ DenseView dense_view(const Tensor& words, int64_t cols, int64_t format, int64_t 
   const int bytes = word_bytes(int(format), op);
   STD_TORCH_CHECK(words.size(1) == cols * bytes, "codecllm::", op, ": ", words.size(1),
                   " bytes a row for ", cols, " columns");
-  STD_TORCH_CHECK(tile_cols >= 16 && tile_cols % 16 == 0 && tile_cols <= kMaxTileCols, "codecllm::",
-                  op, ": tile_cols ", tile_cols, " is not a multiple of 16 from 16 to 16384");
-  return {words.const_data_ptr<uint8_t>(), words.size(0),  cols, int(format), int(tile_cols),
-          int(predictor), uint32_t(pad_value)};
+  STD_TORCH_CHECK(tile_cols >= 16 && tile_cols % 16 == 0 && tile_cols <= kMaxTileCols,
+                  "codecllm::", op, ": tile_cols ", tile_cols,
+                  " is not a multiple of 16 from 16 to 16384");
+  return {words.const_data_ptr<uint8_t>(),
+          words.size(0),
+          cols,
+          int(format),
+          int(tile_cols),
+          int(predictor),
+          uint32_t(pad_value)};
 }
 
 // Sums histograms of `bins` counts over ranges of [0, n).
@@ -309,10 +319,9 @@ Tensor count_pairs_op(const Tensor& words, int64_t cols, int64_t format, int64_t
                       int64_t predictor, int64_t pad_value) {
   const DenseView view =
       dense_view(words, cols, format, tile_cols, predictor, pad_value, "_count_pairs");
-  return parallel_counts(words, ceil_div(view.rows, kTileRows), 65536,
-                         [&](int64_t begin, int64_t end, int64_t* counts) {
-                           count_pairs(view, begin, end, counts);
-                         });
+  return parallel_counts(
+      words, ceil_div(view.rows, kTileRows), 65536,
+      [&](int64_t begin, int64_t end, int64_t* counts) { count_pairs(view, begin, end, counts); });
 }
 
 std::tuple<Tensor, Tensor, Tensor> encode_tiles_op(const Tensor& words, const Tensor& pairs,
@@ -334,16 +343,15 @@ std::tuple<Tensor, Tensor, Tensor> encode_tiles_op(const Tensor& words, const Te
                     "codecllm::", op, ": pair ", id, " of frequency ", freq);
     sum += freq;
   }
-  STD_TORCH_CHECK(pairs.numel() == freqs.numel() && sum < int64_t(1) << scale_bits &&
-                      window_base >= 0,
-                  "codecllm::", op, ": frequencies leave nothing for the escape");
+  STD_TORCH_CHECK(
+      pairs.numel() == freqs.numel() && sum < int64_t(1) << scale_bits && window_base >= 0,
+      "codecllm::", op, ": frequencies leave nothing for the escape");
   const EncoderTables tables(pairs.const_data_ptr<int64_t>(), freqs.const_data_ptr<int64_t>(),
                              pairs.numel(), uint32_t(window_base), int(scale_bits));
   const int64_t tile_rows = ceil_div(view.rows, kTileRows), col_tiles = ceil_div(cols, tile_cols);
   int64_t raw_bytes = 0;
-  with_format(view.format, [&](auto f) {
-    raw_bytes = raw_row_bytes(decltype(f)::fmt, cols, int(tile_cols));
-  });
+  with_format(view.format,
+              [&](auto f) { raw_bytes = raw_row_bytes(decltype(f)::fmt, cols, int(tile_cols)); });
   Tensor raw = torch::stable::new_empty(words, {tile_rows * raw_bytes}, ScalarType::Byte);
   Tensor lengths =
       torch::stable::new_empty(words, {tile_rows * col_tiles, kLanes}, ScalarType::Int);
@@ -363,8 +371,8 @@ std::tuple<Tensor, Tensor, Tensor> encode_tiles_op(const Tensor& words, const Te
   STD_TORCH_CHECK(!out_of_memory, "codecllm::", op, ": out of memory");
   std::vector<int64_t> at(size_t(tile_rows) + 1, 0);
   for (size_t r = 0; r < rows.size(); ++r) at[r + 1] = at[r] + 2 * int64_t(rows[r].size());
-  Tensor stream = torch::stable::new_empty(words, {at.back() + 2 * kStreamPadWords},
-                                           ScalarType::Byte);
+  Tensor stream =
+      torch::stable::new_empty(words, {at.back() + 2 * kStreamPadWords}, ScalarType::Byte);
   uint8_t* to = stream.mutable_data_ptr<uint8_t>();
   for (size_t r = 0; r < rows.size(); ++r) {
     if (!rows[r].empty()) memcpy(to + at[r], rows[r].data(), rows[r].size() * 2);

@@ -65,13 +65,17 @@ class _Matrix:
         full, fmt = layout.tile_cols, layout.fmt
         last = self.width(self.col_tiles - 1) if self.col_tiles else 0
         self.raw_full = raw_tile_bytes(fmt, full)
-        self.raw_row = (self.col_tiles - 1) * self.raw_full + raw_tile_bytes(fmt, last) if cols else 0
+        self.raw_row = (
+            (self.col_tiles - 1) * self.raw_full + raw_tile_bytes(fmt, last) if cols else 0
+        )
         ints = self.tile_rows * self.col_tiles * record_ints(layout.len_bits)
         if sum(self.segment_rows) != rows or raw.numel() != self.tile_rows * self.raw_row:
             raise CorruptStreamError("raw: its size does not follow from the table and the shape")
         if index.numel() != ints:
             raise CorruptStreamError(f"index: {index.numel()} values, not {ints}")
-        segments = torch.arange(len(tile_rows)).repeat_interleave(torch.tensor(tile_rows, dtype=torch.int64))
+        segments = torch.arange(len(tile_rows)).repeat_interleave(
+            torch.tensor(tile_rows, dtype=torch.int64)
+        )
         self.segment_of = segments.to(stream.device)
         records = index.view(self.tile_rows, self.col_tiles, record_ints(layout.len_bits))
         self.records = records.long() & 0xFFFFFFFF
@@ -107,7 +111,9 @@ def decode_rows_words(ids, stream, raw, index, table, rows: int, cols: int, layo
     first_rows = torch.tensor(m.first_row or [0], device=ids.device)
     segment = torch.searchsorted(first_rows, ids, right=True) - 1
     local = ids - first_rows[segment]
-    tile_row = torch.tensor(m.first_tile_row or [0], device=ids.device)[segment] + local // TILE_ROWS
+    tile_row = (
+        torch.tensor(m.first_tile_row or [0], device=ids.device)[segment] + local // TILE_ROWS
+    )
     wanted, inverse = torch.unique(tile_row, return_inverse=True)
     tiles = _decode_tile_rows(m, wanted)
     return _to_bytes(tiles[inverse, local % TILE_ROWS], layout.fmt)
@@ -115,14 +121,22 @@ def decode_rows_words(ids, stream, raw, index, table, rows: int, cols: int, layo
 
 def _to_bytes(words: torch.Tensor, fmt: WeightFormat) -> torch.Tensor:
     dtype = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[fmt.word_bytes]
-    signed = words - ((words >> (fmt.word_bits - 1)) << fmt.word_bits) if fmt.word_bytes > 1 else words
+    signed = (
+        words - ((words >> (fmt.word_bits - 1)) << fmt.word_bits) if fmt.word_bytes > 1 else words
+    )
     out = signed.to(dtype)
-    return out.view(torch.uint8) if out.numel() else out.new_empty(words.shape[0], words.shape[1] * fmt.word_bytes, dtype=torch.uint8)
+    return (
+        out.view(torch.uint8)
+        if out.numel()
+        else out.new_empty(words.shape[0], words.shape[1] * fmt.word_bytes, dtype=torch.uint8)
+    )
 
 
 def _decode_tile_rows(m: _Matrix, tile_rows: torch.Tensor) -> torch.Tensor:
     """Words, int64 [n, 16, cols], of some rows of tiles."""
-    out = torch.empty((tile_rows.numel(), TILE_ROWS, m.cols), dtype=torch.int64, device=m.stream.device)
+    out = torch.empty(
+        (tile_rows.numel(), TILE_ROWS, m.cols), dtype=torch.int64, device=m.stream.device
+    )
     for col_tile in range(m.col_tiles):
         first, width = col_tile * m.layout.tile_cols, m.width(col_tile)
         keep = min(width, m.cols - first)
@@ -304,7 +318,9 @@ def encode_tiles(data, pairs, freqs, cols, format_id, tile_cols, predictor, pad_
     streams, lengths, raws = [], [], []
     for row in range(tile_rows):
         for words, n, raw in coded:
-            stream = np.concatenate([w[len(w) - k :] for w, k in zip(words[row], n[row], strict=True)])
+            stream = np.concatenate(
+                [w[len(w) - k :] for w, k in zip(words[row], n[row], strict=True)]
+            )
             streams.append(np.pad(stream, (0, -len(stream) % (STREAM_ALIGN // 2))))
             lengths.append(n[row])
             raws.append(raw[row])
@@ -373,4 +389,8 @@ def _pack_raw(tile: torch.Tensor, fmt: WeightFormat) -> torch.Tensor:
         quads = lanes[:, :whole].view(t, whole // 4, 4, LANES).transpose(2, 3).flatten(1)
         out += [quads, lanes[:, whole:].transpose(1, 2).flatten(1)]
     ints = torch.cat(out, dim=1)
-    return (ints[..., None] >> torch.arange(0, 32, 8) & 0xFF).to(torch.uint8).view(t, 4 * ints.shape[1])
+    return (
+        (ints[..., None] >> torch.arange(0, 32, 8) & 0xFF)
+        .to(torch.uint8)
+        .view(t, 4 * ints.shape[1])
+    )
