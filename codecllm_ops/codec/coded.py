@@ -11,7 +11,7 @@ import torch
 
 from ..format.errors import CorruptStreamError
 from ..format.head import ROW_SCALE, Head
-from ..format.layout import STREAM_ALIGN, STREAM_PAD, TILE_ROWS, ceil_div, record_ints
+from ..format.layout import LANES, STREAM_ALIGN, STREAM_PAD, TILE_ROWS, ceil_div, record_ints
 from .tables import runtime_table
 
 PARTS = {
@@ -305,19 +305,27 @@ def _gather_tiles(coded: CodedMatrix, tiles: np.ndarray, segments: np.ndarray):
 def read_index(index: np.ndarray, len_bits: int):
     """First byte [T], lane lengths in words [T, 32], segment [T] of every tile, all int64."""
     records = index.view(np.uint32).reshape(-1, record_ints(len_bits)).astype(np.int64)
-    per_int = 32 // len_bits
-    shifts = np.arange(per_int) * len_bits
-    deltas = (records[:, 2:, None] >> shifts) & ((1 << len_bits) - 1)
-    lengths = (records[:, 1] & 0xFFFF)[:, None] + deltas.reshape(len(records), 32)
+    lengths = np.empty((len(records), LANES), np.int64)
+    for lane in range(LANES):
+        word, shift = divmod(lane * len_bits, 32)
+        delta = records[:, 2 + word] >> shift
+        if shift + len_bits > 32:
+            delta |= records[:, 3 + word] << (32 - shift)
+        lengths[:, lane] = (records[:, 1] & 0xFFFF) + (delta & ((1 << len_bits) - 1))
     return records[:, 0] * STREAM_ALIGN, lengths, records[:, 1] >> 16
 
 
 def write_index(starts, lengths, segments, len_bits: int) -> np.ndarray:
     """The inverse of read_index, as int32 [T * record]."""
-    lengths = np.asarray(lengths, np.int64).reshape(-1, 32)
+    lengths = np.asarray(lengths, np.int64).reshape(-1, LANES)
     shortest = lengths.min(axis=1, initial=0xFFFF)
-    deltas = (lengths - shortest[:, None]).reshape(len(lengths), len_bits, 32 // len_bits)
-    packed = (deltas << (np.arange(32 // len_bits) * len_bits)).sum(axis=2)
-    columns = [np.asarray(starts) // STREAM_ALIGN, shortest | np.asarray(segments) << 16]
-    out = np.concatenate([np.stack(columns, axis=1), packed], axis=1)
-    return out.astype(np.uint32).view(np.int32).reshape(-1)
+    records = np.zeros((len(lengths), record_ints(len_bits)), np.int64)
+    records[:, 0] = np.asarray(starts) // STREAM_ALIGN
+    records[:, 1] = shortest | np.asarray(segments) << 16
+    for lane in range(LANES):
+        word, shift = divmod(lane * len_bits, 32)
+        delta = lengths[:, lane] - shortest
+        records[:, 2 + word] |= delta << shift & 0xFFFFFFFF
+        if shift + len_bits > 32:
+            records[:, 3 + word] |= delta >> (32 - shift)
+    return records.astype(np.uint32).view(np.int32).reshape(-1)

@@ -54,7 +54,7 @@ def encode(
         raise ValueError(f"encode: predictor {predictor!r} is not one of none, left, auto")
     fmt = by_dtype(weight.dtype)
     rows, cols = weight.shape
-    tile_cols = default_tile_cols(cols) if not tile_cols else int(tile_cols)
+    tile_cols = default_tile_cols(cols, fmt) if not tile_cols else int(tile_cols)
     if tile_cols % 16 or not 16 <= tile_cols <= MAX_TILE_COLS:
         raise ValueError(f"encode: tile_cols {tile_cols} is not a multiple of 16 up to 16384")
     if not MIN_SCALE_BITS <= scale_bits <= MAX_SCALE_BITS:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from ..format.errors import CorruptStreamError
-from ..format.head import ESCAPE, LEN_BITS, MAX_INDEX, Head
+from ..format.head import ESCAPE, MAX_INDEX, Head
 from ..format.layout import (
     GROUP_COLS,
     LANES,
@@ -171,7 +171,7 @@ def container_at(i: int, lane: int, count: int) -> int:
 
 def index_len_bits(tile_lengths: list[list[int]]) -> int:
     spread = max((max(lengths) - min(lengths) for lengths in tile_lengths), default=0)
-    return next(bits for bits in LEN_BITS if spread < 1 << bits)
+    return max(1, int(spread).bit_length())
 
 
 def pack_record(offset: int, segment: int, lengths: list[int], len_bits: int) -> np.ndarray:

@@ -17,7 +17,7 @@ VERSION = 1
 ESCAPE = 1023
 MAX_INDEX = 30  # of a residual inside the window
 MIN_SCALE_BITS, MAX_SCALE_BITS = 8, 11
-LEN_BITS = (4, 8, 16)
+MAX_LEN_BITS = 16
 NO_SCALE, TENSOR_SCALE, ROW_SCALE = 0, 1, 2
 PREDICTORS = ("none", "left")
 FLAG_STORED = 1
@@ -205,7 +205,7 @@ def _check_coding(tile_cols: int, scale_bits: int, len_bits: int, predictor: int
         MIN_SCALE_BITS <= scale_bits <= MAX_SCALE_BITS,
         f"head: scale_bits {scale_bits} outside {MIN_SCALE_BITS}..{MAX_SCALE_BITS}",
     )
-    _need(len_bits in LEN_BITS, f"head: len_bits {len_bits} is not one of {LEN_BITS}")
+    _need(1 <= len_bits <= MAX_LEN_BITS, f"head: len_bits {len_bits} outside 1..{MAX_LEN_BITS}")
     _need(predictor < len(PREDICTORS), f"head: predictor {predictor} does not exist")
 
 

@@ -23,14 +23,15 @@ def round_up(a: int, b: int) -> int:
     return ceil_div(a, b) * b
 
 
-def default_tile_cols(cols: int) -> int:
-    """About 512 columns, evenly divided.
+def default_tile_cols(cols: int, fmt: WeightFormat) -> int:
+    """About 512 columns (1024 for 8-bit words), evenly divided.
 
-    512 is a compromise: the states and lengths of a tile's lanes cost about 60 bits / tile_cols per
-    weight (0.12 bits at 512), while a 4096 x 4096 matrix gives a GPU only 2048 independent tiles,
-    and it wants a dozen warps per multiprocessor to hide a step's latency.
+    A compromise: the states and lengths of a tile's lanes cost about 62 bits / tile_cols per weight
+    (0.12 bits at 512), while a 4096 x 4096 matrix gives a GPU only 2048 independent tiles, and it
+    wants a dozen warps per multiprocessor to hide a step's latency. 8-bit words have less to lose.
     """
-    tiles = max(1, round(cols / 512))
+    target = 1024 if fmt.word_bits == 8 else 512
+    tiles = max(1, round(cols / target))
     return max(GROUP_COLS, round_up(ceil_div(cols, tiles), GROUP_COLS))
 
 

@@ -21,7 +21,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """A word of `word_bits` of which `coded_bits` from `coded_shift` (in the high half) are coded."""
+    """A word of which `coded_bits` from bit `coded_shift` of its (high) half on are coded."""
 
     id: int
     name: str

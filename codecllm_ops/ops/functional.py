@@ -23,7 +23,8 @@ def encode(
         weight: [N, K], bfloat16, float16, float32, float8_e4m3fn, float8_e5m2 or int8, any device;
             the dtype picks the weight format.
         scale: int8 only: float32 [1] or [N], the factor of the tensor or of each row.
-        tile_cols: columns per tile, a multiple of 16; None: about 512.
+        tile_cols: columns per tile, a multiple of 16; None: about 512, for 8-bit
+            words 1024.
         scale_bits: 8 to 11; slot tables have 2^scale_bits entries.
         predictor: "none", "left", or "auto": whichever is smaller.
         allow_stored: keep the words uncoded if coding does not shrink them.
@@ -118,11 +119,14 @@ def _shape(c: CodedMatrix):
 
 
 def _translated(op, *args, **kwargs):
-    """C++ can only raise RuntimeError; give corruption its own type back."""
+    """C++ can only raise RuntimeError; give corruption and bad indices their own types back."""
     try:
         return op(*args, **kwargs)
     except RuntimeError as error:
-        message = str(error)
+        message = str(error).split("\n")[0]
+        message = message[max(0, message.find("codecllm::")) :]  # after the C++ file and line
         if ": corrupt " in message:
-            raise CorruptStreamError(message.split("\n")[0]) from error
+            raise CorruptStreamError(message) from error
+        if "is out of range" in message:
+            raise IndexError(message) from error
         raise

@@ -108,15 +108,19 @@ def _(weight, scale=None, *, tile_cols=None, scale_bits=11, predictor="none", al
 
 @register_fake("codecllm::decode", lib=LIBRARY)
 def _(stream, raw, index, table, scale, rows, cols, layout, dtype=None):
+    _same_device("decode", stream, raw=raw, index=index, table=table, scale=scale)
     return stream.new_empty((rows, cols), dtype=dtype or by_id(layout & 0xFF).dtype)
 
 
 @register_fake("codecllm::decode_rows", lib=LIBRARY)
 def _(ids, stream, raw, index, table, scale, rows, cols, layout, dtype=None):
+    _same_device("decode_rows", stream, ids=ids, raw=raw, index=index, table=table, scale=scale)
     return stream.new_empty((*ids.shape, cols), dtype=dtype or by_id(layout & 0xFF).dtype)
 
 
 def _fake_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout):
+    _same_device("decode_linear", stream, x=x, raw=raw, index=index, table=table, scale=scale)
+    _same_device("decode_linear", stream, bias=bias)
     torch._check(x.shape[-1] == cols, lambda: f"decode_linear: x {list(x.shape)}, cols {cols}")
     return x.new_empty((*x.shape[:-1], rows))
 
@@ -125,7 +129,7 @@ register_fake("codecllm::decode_linear", _fake_linear, lib=LIBRARY)
 
 
 def _setup_context(ctx, inputs, output):
-    x, stream, raw, index, table, scale, bias, rows, cols, layout = inputs
+    _, stream, raw, index, table, scale, _, rows, cols, layout = inputs
     # Streams only: the backward pass decodes again, nothing dense is kept.
     ctx.save_for_backward(stream, raw, index, table, scale)
     ctx.call = rows, cols, layout

@@ -76,11 +76,19 @@ CLLM_HD bool locate(const CodedView& m, int64_t tile_row, int64_t col_tile, int6
   const uint32_t* record = m.index + tile.number * (2 + m.len_bits);
   if (record[1] >> 16 != uint32_t(segment)) return false;
   uint32_t shortest = record[1] & 0xffff, mask = (1u << m.len_bits) - 1, at = 0;
-  int per_int = 32 / m.len_bits;
+  const uint32_t* next = record + 2;
+  uint64_t bits = 0;
+  int have = 0;
   for (int lane = 0; lane < kLanes; ++lane) {
+    if (have < m.len_bits) {
+      bits |= uint64_t(*next++) << have;
+      have += 32;
+    }
     tile.start[lane] = at;
-    at += shortest + (record[2 + lane / per_int] >> (lane % per_int * m.len_bits) & mask);
+    at += shortest + (uint32_t(bits) & mask);
     tile.end[lane] = at;
+    bits >>= m.len_bits;
+    have -= m.len_bits;
   }
   int64_t begin = int64_t(record[0]) * kStreamAlign;
   if (begin + 2 * (int64_t(at) + kStreamPadWords) > m.stream_bytes) return false;

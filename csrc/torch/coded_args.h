@@ -49,8 +49,10 @@ inline CodedView coded_view(const Tensor& stream, const Tensor& raw, const Tenso
   check_tensor(raw, ScalarType::Byte, 1, op, "raw");
   check_tensor(index, ScalarType::Int, 1, op, "index");
   check_tensor(table, ScalarType::Int, 2, op, "table");
-  STD_TORCH_CHECK(rows >= 0 && cols >= 0 && rows < INT32_MAX && cols < INT32_MAX, "codecllm::", op,
-                  ": shape ", rows, " x ", cols);
+  // Fewer than 2^57 words: no product below can overflow.
+  STD_TORCH_CHECK(rows >= 0 && cols >= 0 && rows < INT32_MAX && cols < INT32_MAX &&
+                      rows * cols < int64_t(1) << 57,
+                  "codecllm::", op, ": shape ", rows, " x ", cols);
   CodedView v = {};
   v.stream = stream.const_data_ptr<uint8_t>();
   v.stream_bytes = stream.numel();
@@ -73,7 +75,7 @@ inline CodedView coded_view(const Tensor& stream, const Tensor& raw, const Tenso
   v.tile_cols = layout.tile_cols;
   STD_TORCH_CHECK(v.scale_bits >= kMinScaleBits && v.scale_bits <= kMaxScaleBits, "codecllm::", op,
                   ": corrupt layout: scale_bits ", v.scale_bits);
-  STD_TORCH_CHECK(v.len_bits == 4 || v.len_bits == 8 || v.len_bits == 16, "codecllm::", op,
+  STD_TORCH_CHECK(v.len_bits >= 1 && v.len_bits <= 16, "codecllm::", op,
                   ": corrupt layout: len_bits ", v.len_bits);
   STD_TORCH_CHECK(v.tile_cols >= 16 && v.tile_cols % 16 == 0 && v.tile_cols <= kMaxTileCols,
                   "codecllm::", op, ": corrupt layout: tile_cols ", v.tile_cols);

@@ -335,17 +335,20 @@ std::tuple<Tensor, Tensor, Tensor> encode_tiles_op(const Tensor& words, const Te
   check_tensor(freqs, ScalarType::Long, 1, op, "freqs");
   STD_TORCH_CHECK(scale_bits >= kMinScaleBits && scale_bits <= kMaxScaleBits, "codecllm::", op,
                   ": scale_bits ", scale_bits, " outside 8..11");
+  STD_TORCH_CHECK(pairs.numel() == freqs.numel() && window_base >= 0, "codecllm::", op, ": ",
+                  pairs.numel(), " pairs, ", freqs.numel(), " frequencies, window_base ",
+                  window_base);
   int64_t sum = 0;
   for (int64_t i = 0; i < pairs.numel(); ++i) {
     int64_t id = pairs.const_data_ptr<int64_t>()[i], freq = freqs.const_data_ptr<int64_t>()[i];
     STD_TORCH_CHECK(id >= 0 && id / 32 < kEscapeIndex && id % 32 < kEscapeIndex && freq > 0 &&
+                        freq < int64_t(1) << scale_bits &&
                         window_base + std::max(id / 32, id % 32) < 256,
                     "codecllm::", op, ": pair ", id, " of frequency ", freq);
     sum += freq;
   }
-  STD_TORCH_CHECK(
-      pairs.numel() == freqs.numel() && sum < int64_t(1) << scale_bits && window_base >= 0,
-      "codecllm::", op, ": frequencies leave nothing for the escape");
+  STD_TORCH_CHECK(sum < int64_t(1) << scale_bits, "codecllm::", op,
+                  ": frequencies leave nothing for the escape");
   const EncoderTables tables(pairs.const_data_ptr<int64_t>(), freqs.const_data_ptr<int64_t>(),
                              pairs.numel(), uint32_t(window_base), int(scale_bits));
   const int64_t tile_rows = ceil_div(view.rows, kTileRows), col_tiles = ceil_div(cols, tile_cols);

@@ -1,6 +1,6 @@
 """Pure torch backend: every lane of every tile at once, on any device. Slow, needs no compiler.
 
-The order of steps is that of codec/reference.py; `[T, 32]` tensors hold one value per tile and lane.
+The steps are those of codec/reference.py; a `[T, 32]` tensor has one value per tile and lane.
 """
 
 from __future__ import annotations
@@ -73,10 +73,6 @@ class _Matrix:
             raise CorruptStreamError("raw: its size does not follow from the table and the shape")
         if index.numel() != ints:
             raise CorruptStreamError(f"index: {index.numel()} values, not {ints}")
-        segments = torch.arange(len(tile_rows)).repeat_interleave(
-            torch.tensor(tile_rows, dtype=torch.int64)
-        )
-        self.segment_of = segments.to(stream.device)
         records = index.view(self.tile_rows, self.col_tiles, record_ints(layout.len_bits))
         self.records = records.long() & 0xFFFFFFFF
 
@@ -91,13 +87,14 @@ def decode_words(stream, raw, index, table, rows: int, cols: int, layout_bits: i
     if layout.stored:
         return stream.view(rows, cols * layout.fmt.word_bytes).clone()
     m = _Matrix(stream, raw, index, table, rows, cols, layout)
+    if not rows or not cols:
+        return stream.new_empty((rows, cols * layout.fmt.word_bytes))
     parts = []
     for segment, n in enumerate(m.segment_rows):
         first = m.first_tile_row[segment]
         tile_rows = torch.arange(first, first + ceil_div(n, TILE_ROWS), device=stream.device)
         parts.append(_decode_tile_rows(m, tile_rows).flatten(0, 1)[:n])
-    words = torch.cat(parts) if parts else torch.zeros((0, cols), dtype=torch.int64)
-    return _to_bytes(words, layout.fmt)
+    return _to_bytes(torch.cat(parts), layout.fmt)
 
 
 def decode_rows_words(ids, stream, raw, index, table, rows: int, cols: int, layout_bits: int):
@@ -108,12 +105,12 @@ def decode_rows_words(ids, stream, raw, index, table, rows: int, cols: int, layo
     if layout.stored:
         return stream.view(rows, cols * layout.fmt.word_bytes)[ids]
     m = _Matrix(stream, raw, index, table, rows, cols, layout)
-    first_rows = torch.tensor(m.first_row or [0], device=ids.device)
+    if not ids.numel() or not cols:
+        return stream.new_empty((ids.numel(), cols * layout.fmt.word_bytes))
+    first_rows = torch.tensor(m.first_row, device=ids.device)
     segment = torch.searchsorted(first_rows, ids, right=True) - 1
     local = ids - first_rows[segment]
-    tile_row = (
-        torch.tensor(m.first_tile_row or [0], device=ids.device)[segment] + local // TILE_ROWS
-    )
+    tile_row = torch.tensor(m.first_tile_row, device=ids.device)[segment] + local // TILE_ROWS
     wanted, inverse = torch.unique(tile_row, return_inverse=True)
     tiles = _decode_tile_rows(m, wanted)
     return _to_bytes(tiles[inverse, local % TILE_ROWS], layout.fmt)
@@ -151,7 +148,8 @@ def _decode_tiles(m: _Matrix, tile_rows: torch.Tensor, col_tile: int, width: int
     """Words, int64 [T, 16, width]."""
     layout, fmt = m.layout, m.layout.fmt
     groups, device = width // GROUP_COLS, m.stream.device
-    segment = m.segment_of[tile_rows]
+    first_tile_rows = torch.tensor(m.first_tile_row, device=device)
+    segment = torch.searchsorted(first_tile_rows, tile_rows, right=True) - 1
     record = m.records[tile_rows, col_tile]
     start, end = _lane_ranges(m, record, segment)
 
@@ -206,8 +204,10 @@ def _decode_tiles(m: _Matrix, tile_rows: torch.Tensor, col_tile: int, width: int
 def _lane_ranges(m: _Matrix, record: torch.Tensor, segment: torch.Tensor):
     """First word and end of every lane in the coded plane, [T, 32]."""
     bits = m.layout.len_bits
-    shifts = torch.arange(0, 32, bits, device=record.device)
-    deltas = (record[:, 2:, None] >> shifts & ((1 << bits) - 1)).reshape(-1, LANES)
+    position = torch.arange(LANES, device=record.device) * bits
+    word, shift = position // 32 + 2, position % 32
+    following = record[:, (word + 1).clamp(max=bits + 1)] << (32 - shift)
+    deltas = (record[:, word] >> shift | following) & ((1 << bits) - 1)
     lengths = (record[:, 1] & 0xFFFF)[:, None] + deltas
     end = lengths.cumsum(1) + (record[:, 0] * (STREAM_ALIGN // 2))[:, None]
     if (2 * end[:, -1] > m.stream.numel() - STREAM_PAD).any():
@@ -332,7 +332,7 @@ def encode_tiles(data, pairs, freqs, cols, format_id, tile_cols, predictor, pad_
 
 
 def _encode_lanes(residuals: torch.Tensor, base: int, freq, start, scale_bits: int):
-    """residuals [T, groups, 4, 32, 2] -> words uint16 [T, 32, room] (used from the end), lengths."""
+    """residuals [T, groups, 4, 32, 2] -> words uint16 [T, 32, room], used from the end; lengths."""
     t, groups = residuals.shape[:2]
     i = residuals - base
     inside = ((i >= 0) & (i <= MAX_INDEX)).all(-1)
