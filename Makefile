@@ -68,7 +68,8 @@ lint-cpp: $(VENV)/.test-deps
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
 bench: $(VENV)/.test-deps $(VENV)/.build
-	$(BIN)/python -m pytest -q bench --override-ini 'python_files=bench_*.py' $(ARGS)
+	PYTHONPATH=bench $(BIN)/python -m pytest -q bench -c /dev/null --rootdir . --override-ini "python_files=bench_*.py" \
+	  --benchmark-json build/bench.json $(ARGS)
 
 venv: $(VENV)/.test-deps
 

@@ -1,0 +1,44 @@
+"""Encoder and decoder on one core, bfloat16."""
+
+import pytest
+import torch
+from shapes import normal
+from timing import alternate
+
+import codecllm_ops as ops
+
+# 16 MB: the allocator hands the same memory out again. Larger results come in fresh pages, and the
+# kernel's page faults (about 2.4 GB/s) are then what is measured.
+SHAPE = (2048, 4096)
+
+
+def gigabytes(t: torch.Tensor) -> float:
+    return t.numel() * t.element_size() / 1e9
+
+
+def test_encode(benchmark, threads):
+    threads(1)
+    weight = normal(4096, 4096)
+    coded = benchmark.pedantic(lambda: ops.encode(weight), rounds=7, warmup_rounds=1)
+    assert torch.equal(ops.decode(coded).view(torch.int16), weight.view(torch.int16))
+    benchmark.extra_info["GB/s"] = round(gigabytes(weight) / benchmark.stats["median"], 3)
+
+
+@pytest.mark.parametrize("isa", ops.backend_info().get("cpu_isas", []))
+def test_decode(benchmark, threads, isa):
+    threads(1)
+    weight = normal(*SHAPE)
+    coded = ops.encode(weight)
+    ops.select_cpu_isa(isa)
+    try:
+        decoded = benchmark.pedantic(lambda: ops.decode(coded), rounds=25, warmup_rounds=3)
+        (copy,) = alternate(weight.clone)
+    finally:
+        ops.select_cpu_isa()
+    assert torch.equal(decoded.view(torch.int16), weight.view(torch.int16))
+    benchmark.extra_info.update(
+        {
+            "GB/s": round(gigabytes(weight) / benchmark.stats["median"], 3),
+            "clone GB/s": round(gigabytes(weight) / copy, 3),
+        }
+    )
