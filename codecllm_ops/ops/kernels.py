@@ -11,7 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ..codec import encoder
 from ..codec.coded import STORED_BIT
 from ..format.weight_formats import by_id
-from .registry import backend_for, compiled_cpu
+from .registry import backend_for
 from .schema import LIBRARY
 
 ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
@@ -92,10 +92,8 @@ LIBRARY.impl("encode", _encode, "CompositeExplicitAutograd")
 LIBRARY.impl("decode", _decode, "CompositeExplicitAutograd")
 LIBRARY.impl("decode_rows", _decode_rows, "CompositeExplicitAutograd")
 LIBRARY.impl("_stored_linear", _decode_linear, "CompositeExplicitAutograd")
-# The compiled library brings its own "CPU" kernel; every other device decodes first.
-LIBRARY.impl("decode_linear", _decode_linear, "CUDA")
-if not compiled_cpu():
-    LIBRARY.impl("decode_linear", _decode_linear, "CPU")
+# On the CPU the compiled library's own kernel comes before this one.
+LIBRARY.impl("decode_linear", _decode_linear, "CompositeExplicitAutograd")
 
 
 @register_fake("codecllm::encode", lib=LIBRARY)
