@@ -149,6 +149,24 @@ def _backward(ctx, grad):
 register_autograd("codecllm::decode_linear", _backward, setup_context=_setup_context, lib=LIBRARY)
 
 
+def _autocast_linear(device: str):
+    """Casts x and bias as autocast does for F.linear; scales stay float32."""
+
+    def call(x, stream, raw, index, table, scale, bias, rows, cols, layout):
+        dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return torch.ops.codecllm.decode_linear(
+                x.to(dtype), stream, raw, index, table, scale,
+                None if bias is None else bias.to(dtype), rows, cols, layout,
+            )  # fmt: skip
+
+    return call
+
+
+LIBRARY.impl("decode_linear", _autocast_linear("cpu"), "AutocastCPU")
+LIBRARY.impl("decode_linear", _autocast_linear("cuda"), "AutocastCUDA")
+
+
 @register_flop_formula(torch.ops.codecllm.decode_linear)
 def _flops(x_shape, stream, raw, index, table, scale, bias, rows, cols, layout, *args, **kwargs):
     return 2 * math.prod(x_shape) * rows

@@ -5,7 +5,9 @@ READ ME FIRST
    per layer, and meta tensors have their true sizes, which device_map="auto" adds up.
 2. A tied output layer has no tensors in the file. It becomes compressed because its source is, and
    transformers ties all four streams.
-3. transformers moves non-persistent buffers after loading, without their values: tables are built
+3. A module whose code reads its weight itself (Gemma's embeddings ask for its dtype) is loaded as
+   streams and decoded afterwards: small on disk, dense in memory.
+4. transformers moves non-persistent buffers after loading, without their values: tables are built
    in the step after that, from heads that were read before.
 """
 
@@ -25,7 +27,7 @@ from codecllm_ops.format import CorruptStreamError, UnsupportedFormatError
 from codecllm_ops.format.head import Head
 
 from ..model.checkpoint import QUANT_METHOD, VERSION, Checkpoint
-from ..model.compress import decompress_model
+from ..model.compress import decompress_model, decompress_modules, kept_dense
 from ..nn import STREAM_DTYPES, STREAM_NAMES, CodedModule, coded_form, obstacle, set_exact
 
 
@@ -66,7 +68,8 @@ class CodecllmQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: CodecllmConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self._heads: dict[str, tuple[Head, Path]] = {}  # by module name, until loading is done
+        self._dense: set[str] = set()  # modules that get streams now and are decoded after loading
+        self._heads: dict[str, tuple[Head, str]] = {}  # by module: head, "file: tensor"
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         if not self.pre_quantized:
@@ -106,19 +109,23 @@ class CodecllmQuantizer(HfQuantizer):
         rename = _renamer(model)
         modules = dict(model.named_modules())
         for name in source.coded_names():
-            info, path = source.checked_head(name), source.where[name].path
+            info, where = source.checked_head(name), f"{source.where[name].path}: {name}"
             module_name = rename(name).rpartition(".")[0]
             module = modules.get(module_name)
             if module is None:
                 continue  # transformers lists it among the unexpected keys
-            self._put(model, module_name, module, info, f"{path}: {name}")
-            self._heads[module_name] = info, path
+            self._put(model, module_name, module, info, where)
+            self._heads[module_name] = info, where
 
     def _put(self, model: Any, name: str, module: nn.Module, info: Head, where: str) -> None:
         reason = obstacle(module)
-        if reason is not None:
-            reason = reason or f"{type(module).__name__} is neither nn.Linear nor nn.Embedding"
-            raise ValueError(f"{where}: {reason}; compress again with --skip '{name}'")
+        if reason == "":
+            raise ValueError(
+                f"{where}: {type(module).__name__} is neither nn.Linear nor nn.Embedding; "
+                f"compress again with --skip '{name}'"
+            )
+        if reason is not None or kept_dense(model, name):
+            self._dense.add(name)
         shape = tuple(module.weight.shape)
         if (info.rows, info.cols) != shape:
             raise CorruptStreamError(
@@ -129,7 +136,11 @@ class CodecllmQuantizer(HfQuantizer):
             part: torch.empty(size, dtype=dtype, device="meta")
             for (part, dtype), size in zip(STREAM_DTYPES.items(), sizes, strict=True)
         }
-        model.set_submodule(name, coded_form(module, streams, module.weight.dtype))
+        new = coded_form(module, streams, module.weight.dtype)
+        if type(module) not in (nn.Linear, nn.Embedding):
+            # Its class may have buffers that _init_weights fills (Gemma's embed_scale).
+            new._is_hf_initialized = False
+        model.set_submodule(name, new)
 
     def _tie_streams(self, model: Any) -> None:
         tied = getattr(model, "all_tied_weights_keys", None) or {}
@@ -140,12 +151,12 @@ class CodecllmQuantizer(HfQuantizer):
             coded = [n for n in names if n in self._heads]
             if not coded:
                 continue
-            info, path = self._heads[coded[0]]
+            info, where = self._heads[coded[0]]
             for name in names:
                 if name not in self._heads:
                     module = model.get_submodule(name)
-                    self._put(model, name, module, info, f"{path}: {coded[0]}.weight")
-                    self._heads[name] = info, path
+                    self._put(model, name, module, info, where)
+                    self._heads[name] = info, where
             for part in STREAM_NAMES[1:]:
                 tied[f"{names[0]}.{part}"] = f"{names[1]}.{part}"
 
@@ -161,16 +172,23 @@ class CodecllmQuantizer(HfQuantizer):
         for module in modules.values():
             if not module.weight.is_meta:
                 module.rebuild()
+        self._decode_those_that_must_be_dense(model)
         self._heads.clear()
         if self.quantization_config.dequantize:
             decompress_model(model)
         return model
 
+    def _decode_those_that_must_be_dense(self, model: Any) -> None:
+        weights = {id(model.get_submodule(name).weight) for name in self._dense}
+        tied = {n for n in self._heads if id(model.get_submodule(n).weight) in weights}
+        if tied:
+            decompress_modules(model, tied)
+
     def _check(self, name: str, module: CodedModule) -> None:
         try:
             module.coded.check(checksums=True)
         except (CorruptStreamError, UnsupportedFormatError) as error:
-            raise type(error)(f"{self._heads[name][1]}: {name}.weight: {error}") from error
+            raise type(error)(f"{self._heads[name][1]}: {error}") from error
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         return decompress_model(model)

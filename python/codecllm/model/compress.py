@@ -10,7 +10,7 @@ READ ME FIRST
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -90,12 +90,14 @@ def _compress_group(
     exact: bool,
 ) -> list[LayerReport]:
     modules = {name: model.get_submodule(name) for name in names}
-    reason = next((r for n, m in modules.items() if (r := _refusal(n, m, should_compress))), "")
+    reason = next(
+        (r for n, m in modules.items() if (r := _refusal(model, n, m, should_compress))), ""
+    )
     if reason:
         return _reports(modules, SKIPPED, reason=reason)
     weight = modules[names[0]].weight
     coded = codec.encode_matrix(weight, format)
-    if coded.info.stored:
+    if coded.nbytes >= weight.nbytes:
         return _reports(modules, STORED, reason="coding does not shrink it")
     reports = _reports(modules, CODED, coded.nbytes, coded.info.fmt.name)
     dtype, owner, replaced = weight.dtype, None, {}
@@ -108,11 +110,15 @@ def _compress_group(
     return reports
 
 
-def _refusal(name: str, module: nn.Module, should_compress: Predicate | None) -> str:
+def _refusal(
+    model: nn.Module, name: str, module: nn.Module, should_compress: Predicate | None
+) -> str:
     if should_compress is not None and not should_compress(name, module):
         return "should_compress said no"
     if module.weight.dtype not in _CODED_DTYPES:
         return f"{module.weight.dtype} is not a coded dtype"
+    if kept_dense(model, name):
+        return "the model keeps it in float32 and asks for its dtype"
     if module.weight.numel() == 0:
         return "no weights"
     return obstacle(module) or ""
@@ -160,6 +166,16 @@ def _nothing_to_compress(model: nn.Module, layers: list[LayerReport]) -> str:
     )
 
 
+def kept_dense(model: nn.Module, name: str) -> bool:
+    """Whether a transformers model lists this module as one that has to keep its dtype.
+
+    The code of such models casts x to `weight.dtype` (T5), which is uint8 once it is coded.
+    """
+    attributes = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+    listed = [part for a in attributes for part in getattr(model, a, None) or ()]
+    return any(f".{part}." in f".{name}." for part in listed)
+
+
 def decompress_model(model: nn.Module) -> nn.Module:
     """Replaces every compressed module by its dense form, in place; streams are freed on the way.
 
@@ -168,21 +184,26 @@ def decompress_model(model: nn.Module) -> nn.Module:
     Returns:
         `model`.
     """
+    modules = model.named_modules(remove_duplicate=False)
+    decompress_modules(model, [name for name, m in modules if isinstance(m, CodedModule)])
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        quantizer.remove_quantization_config(model)  # else saving would call it compressed
+    return model
+
+
+def decompress_modules(model: nn.Module, names: Iterable[str]) -> None:
+    """Replaces some compressed modules by their dense form; all of a tied group, or none."""
     groups: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, CodedModule):
-            groups.setdefault(id(module.weight), []).append(name)
-    for names in groups.values():
+    for name in names:
+        groups.setdefault(id(model.get_submodule(name).weight), []).append(name)
+    for group in groups.values():
         replaced: dict[int, nn.Module] = {}
         weight: nn.Parameter | None = None
-        for name in names:
+        for name in group:
             module = model.get_submodule(name)
             if id(module) not in replaced:
                 dense = dense_form(module, weight)
                 weight = dense.weight
                 replaced[id(module)] = dense
             model.set_submodule(name, replaced[id(module)])
-    quantizer = getattr(model, "hf_quantizer", None)
-    if quantizer is not None and not any(isinstance(m, CodedModule) for m in model.modules()):
-        quantizer.remove_quantization_config(model)  # else saving would call it compressed
-    return model

@@ -98,6 +98,9 @@ def compress_checkpoint(
                 layers += [LayerReport(**{**r, "shape": tuple(r["shape"])}) for r in result]
                 with TensorFile(work.folder / shard) as written:
                     weight_map.update(dict.fromkeys(written.entries, shard))
+            if not any(row.status == CODED for row in layers):
+                work.discard()
+                raise ValueError(f"{source.folder}: no tensor shrinks, nothing was written")
             report = CompressionReport(
                 format,
                 tuple(layers),
@@ -141,7 +144,7 @@ def _compress_shard(
         if there:
             return there
         coded = codec.encode_matrix(file.read(name), format)
-        if coded.info.stored:
+        if coded.nbytes >= file.entries[name].nbytes:
             return ""
         work.put(name, coded, origin)
         return coded.info.fmt.name

@@ -198,7 +198,7 @@ def estimate_checkpoint(
                 head = coded.head.numel()
                 nbytes = int((coded.nbytes - head) * share) + head + max(0, scales)
                 status, weight_format = CODED, info.fmt.name
-                if info.stored or nbytes >= entry.nbytes:
+                if nbytes >= entry.nbytes:
                     nbytes, status, reason = entry.nbytes, STORED, "coding does not shrink it"
             layers.append(
                 LayerReport(

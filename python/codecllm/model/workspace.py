@@ -75,6 +75,10 @@ class Workspace:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def discard(self) -> None:
+        """Removes the folder and everything in it."""
+        shutil.rmtree(self.folder)
+
     def publish(self) -> None:
         """Turns the folder into the destination."""
         shutil.rmtree(self.spool)

@@ -110,14 +110,15 @@ def load_codec(backend: str = "auto", **options: Any) -> Codec:
         options: tile_cols, scale_bits, predictor; see Codec.
 
     Raises:
-        RuntimeError: the demanded backend is not the one that runs here.
+        BackendUnavailableError: the demanded backend is not the one that runs here.
     """
     if backend != "auto":
-        there = codecllm_ops.backend_info()
-        if there.get("backend") != backend:
-            raise RuntimeError(
-                f"backend {backend!r} is not available; {there.get('backend')!r} is "
-                "(`codecllm doctor` shows why)"
+        info = codecllm_ops.backend_info()
+        running = [info[device] for device in ("cpu", "cuda") if info.get(device)]
+        if backend not in running:
+            raise codecllm_ops.BackendUnavailableError(
+                f"backend {backend!r} does not run here, {' and '.join(running)} does; "
+                "CODECLLM_BACKEND chooses (`codecllm doctor` shows what is there)"
             )
     return Codec(backend=backend, **options)
 

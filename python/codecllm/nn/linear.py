@@ -93,18 +93,25 @@ class CompressedLinear(CodedModule, nn.Linear):
         return self._multiply(x)
 
     def _multiply(self, x: torch.Tensor) -> torch.Tensor:
-        bias = self.bias
+        if not x.is_floating_point():
+            raise TypeError(
+                f"x is {x.dtype}: does the model cast x to weight.dtype? Coded weights are uint8; "
+                "leave this layer dense (should_compress, --skip)"
+            )
+        # The dictionaries, because nn.Module.__getattr__ costs 0.5 us a name (of 20 us a call).
+        parameters, buffers = self._parameters, self._buffers
+        bias = parameters["bias"]
         if bias is not None and bias.dtype != x.dtype:
             bias = bias.to(x.dtype)
         if self.exact:
             return F.linear(x, self.decode(x.dtype), bias)
         return torch.ops.codecllm.decode_linear(
             x,
-            self.weight,
-            self.weight_raw,
-            self.weight_index,
-            self.weight_table,
-            self.weight_scale,
+            parameters["weight"],
+            parameters["weight_raw"],
+            parameters["weight_index"],
+            buffers["weight_table"],
+            buffers["weight_scale"],
             bias,
             self.out_features,
             self.in_features,

@@ -1,0 +1,183 @@
+"""compress_model_weights and decompress_model, with the traps that others fell into."""
+
+from __future__ import annotations
+
+import gc
+import json
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import codecllm
+from codecllm.nn import CodedModule, CompressedEmbedding, CompressedLinear
+
+
+def test_every_layer_keeps_its_own_weights(tied):
+    """Matching by the last part of a name gives every q_proj the weights of the first."""
+    originals = [block["q_proj"].weight.detach().clone() for block in tied.blocks]
+    codecllm.compress_model_weights(tied)
+    assert not torch.equal(*originals)
+    for block, original in zip(tied.blocks, originals, strict=True):
+        assert torch.equal(block["q_proj"].decode(), original)
+
+
+def test_outputs_are_equal_in_exact_mode_and_after_the_way_back(tied, ids):
+    expected = tied(ids)
+    codecllm.compress_model_weights(tied, exact=True)
+    assert torch.equal(tied(ids), expected)
+    codecllm.decompress_model(tied)
+    assert not any(isinstance(m, CodedModule) for m in tied.modules())
+    assert torch.equal(tied(ids), expected)
+    assert tied.head.weight is tied.embed.weight
+
+
+def test_tied_weights_share_their_streams_and_count_once(tied):
+    report = codecllm.compress_model_weights(tied)
+    assert isinstance(tied.embed, CompressedEmbedding) and isinstance(tied.head, CompressedLinear)
+    for name in codecllm.nn.STREAM_NAMES:
+        assert getattr(tied.embed, name) is getattr(tied.head, name)
+    assert [x.status for x in report.layers] == ["coded", "tied", "coded", "coded"]
+    assert report.dense_bytes == 2 * (96 * 64 + 2 * 64 * 64)
+    tied.half()
+    assert tied.embed.weight is tied.head.weight
+
+
+def test_originals_are_freed_one_at_a_time():
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))
+    dead = [weakref.ref(layer.weight) for layer in model]
+    alive = []
+    codecllm.compress_model_weights(
+        model, progress=lambda _: alive.append(sum(r() is not None for r in dead))
+    )
+    gc.collect()
+    assert [r() for r in dead] == [None] * 4
+    assert alive == [3, 2, 1, 0]
+
+
+def test_streams_are_freed_on_the_way_back(tied):
+    codecllm.compress_model_weights(tied)
+    dead = [weakref.ref(p) for n, p in tied.named_parameters() if "weight" in n]
+    codecllm.decompress_model(tied)
+    gc.collect()
+    assert dead and all(r() is None for r in dead)
+
+
+def test_compressing_again_and_again_does_not_grow(tied, ids):
+    sizes = set()
+    for _ in range(3):
+        codecllm.compress_model_weights(tied)
+        sizes.add(sum(p.numel() for p in tied.parameters()))
+        codecllm.decompress_model(tied)
+    assert len(sizes) == 1
+
+
+def test_predicates(tied):
+    accept = codecllm.all_of(codecllm.by_size(64 * 64), codecllm.by_regex(exclude=r"blocks\.0"))
+    report = codecllm.compress_model_weights(tied, should_compress=accept)
+    assert type(tied.blocks[0]["q_proj"]) is nn.Linear
+    assert isinstance(tied.blocks[1]["q_proj"], CompressedLinear)
+    assert [x.name for x in report.of("skipped")] == ["blocks.0.q_proj"]
+
+
+def test_a_tied_weight_is_refused_as_a_whole(tied):
+    codecllm.compress_model_weights(tied, should_compress=codecllm.by_regex(exclude="^head$"))
+    assert type(tied.embed) is nn.Embedding and tied.embed.weight is tied.head.weight
+
+
+def test_report_adds_up_and_survives_json(tied):
+    report = codecllm.compress_model_weights(tied)
+    data = json.loads(report.to_json())
+    coded = [x for x in data["layers"] if x["status"] == "coded"]
+    assert data["coded_bytes"] == sum(x["coded_bytes"] for x in coded)
+    held = {p.data_ptr(): p.nbytes for n, p in tied.named_parameters() if "bias" not in n}
+    assert sum(held.values()) == report.coded_bytes
+    assert codecllm.CompressionReport.from_dict(data).layers == report.layers
+    assert "bits/weight" in report.line()
+
+
+def test_a_weight_that_does_not_shrink_stays_dense():
+    torch.manual_seed(0)
+    noise = torch.randint(0, 256, (64, 128), dtype=torch.uint8)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64, dtype=torch.bfloat16))
+    model[1].weight = nn.Parameter(noise.view(torch.bfloat16))
+    report = codecllm.compress_model_weights(model)
+    assert [x.name for x in report.of("stored")] == ["1"]
+    assert type(model[1]) is nn.Linear
+
+
+def test_nothing_to_compress_says_why(tied):
+    with pytest.raises(ValueError, match=r"has them in Conv1d"):
+        codecllm.compress_model_weights(nn.Sequential(nn.Conv1d(2, 2, 1)))
+    with pytest.raises(ValueError, match="should_compress said no"):
+        codecllm.compress_model_weights(tied, should_compress=lambda name, module: False)
+    codecllm.compress_model_weights(tied)
+    with pytest.raises(ValueError, match="compressed already"):
+        codecllm.compress_model_weights(tied)
+
+
+class Scaled(nn.Embedding):
+    def __init__(self, n, d, scale):
+        super().__init__(n, d)
+        self.scale = scale
+
+    def forward(self, ids):
+        return super().forward(ids) * self.scale
+
+
+class Direct(nn.Linear):
+    def forward(self, x):
+        return x @ self.weight.T
+
+
+def test_subclasses_keep_their_forward():
+    model = nn.ModuleDict({"e": Scaled(64, 64, 3.0), "d": Direct(64, 64)})
+    ids = torch.tensor([1, 5])
+    expected, weight = model["e"](ids), model["e"].weight.detach().clone()
+    report = codecllm.compress_model_weights(model)
+    assert isinstance(model["e"], CompressedEmbedding) and isinstance(model["e"], Scaled)
+    assert torch.equal(model["e"](ids), expected)
+    assert type(model["d"]) is Direct and "uses the weight itself" in report.of("skipped")[0].reason
+    codecllm.decompress_model(model)
+    assert type(model["e"]) is Scaled and torch.equal(model["e"].weight, weight)
+    assert torch.equal(model["e"](ids), expected)
+
+
+def test_one_module_under_two_names_stays_one():
+    layer = nn.Linear(64, 64)
+    model = nn.ModuleDict({"a": layer, "b": layer})
+    codecllm.compress_model_weights(model)
+    assert model["a"] is model["b"]
+
+
+@pytest.mark.parametrize("meta", [False, True])
+def test_save_file_and_load_file(tied, ids, tmp_path, meta):
+    fresh = type(tied)()
+    if meta:
+        fresh = fresh.to("meta")
+    expected = tied(ids)
+    codecllm.compress_model_weights(tied)
+    codecllm.save_file(tied, tmp_path / "m.safetensors")
+    codecllm.load_file(fresh, tmp_path / "m.safetensors")
+    codecllm.set_exact(fresh)
+    assert torch.equal(fresh(ids), expected)
+    assert fresh.head.weight is fresh.embed.weight
+
+
+def test_load_file_refuses_another_architecture(tied, tmp_path):
+    codecllm.compress_model_weights(tied)
+    codecllm.save_file(tied, tmp_path / "m.safetensors")
+    with pytest.raises(ValueError, match="no module 'blocks"):
+        codecllm.load_file(nn.Sequential(nn.Linear(2, 2)), tmp_path / "m.safetensors")
+
+
+def test_save_compressed_model_needs_compression_and_room(tied, tmp_path):
+    with pytest.raises(ValueError, match="compress_model_weights first"):
+        codecllm.save_compressed_model(tied, tmp_path / "x")
+    codecllm.compress_model_weights(tied)
+    (tmp_path / "x").mkdir()
+    with pytest.raises(FileExistsError, match="force=True"):
+        codecllm.save_compressed_model(tied, tmp_path / "x")
+    codecllm.save_compressed_model(tied, tmp_path / "x", force=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]

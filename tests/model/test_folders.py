@@ -1,0 +1,356 @@
+"""Folder to folder: bits, atomicity, resuming, damage, memory."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import codecllm
+from codecllm.model import workspace
+from codecllm.model.checkpoint import Checkpoint
+
+
+def tensors(folder):
+    return {k: v for f in sorted(folder.glob("*.safetensors")) for k, v in load_file(f).items()}
+
+
+def assert_same_folder(a, b):
+    left, right = tensors(a), tensors(b)
+    assert left.keys() == right.keys()
+    for name, t in left.items():
+        other = right[name]
+        assert t.dtype == other.dtype and t.shape == other.shape, name
+        assert torch.equal(t.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+
+
+@pytest.fixture
+def packed(folder, tmp_path):
+    codecllm.compress_checkpoint(folder, tmp_path / "dst")
+    return tmp_path / "dst"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_there_and_back(make_checkpoint, tmp_path, dtype):
+    src = make_checkpoint(tmp_path / "src", dtype=dtype)
+    report = codecllm.compress_checkpoint(src, tmp_path / "dst", jobs=2)
+    assert report.coded_layers == 7
+    assert codecllm.verify_checkpoint(src, tmp_path / "dst").ok
+    codecllm.decompress_checkpoint(tmp_path / "dst", tmp_path / "back")
+    assert_same_folder(src, tmp_path / "back")
+    before = (src / "tokenizer.json").read_bytes()
+    assert (tmp_path / "back" / "tokenizer.json").read_bytes() == before
+    assert "quantization_config" not in json.loads((tmp_path / "back" / "config.json").read_text())
+
+
+def test_result_is_plain_safetensors(packed):
+    index = json.loads((packed / "model.safetensors.index.json").read_text())["weight_map"]
+    found = {}
+    for path in packed.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as f:
+            found.update(dict.fromkeys(f.keys(), path.name))
+            for key in f.keys():  # noqa: SIM118
+                f.get_tensor(key)
+    assert found == index
+    config = json.loads((packed / "config.json").read_text())["quantization_config"]
+    assert (config["quant_method"], config["version"]) == ("codecllm", 1)
+    assert not any(p.name.startswith(".") for p in packed.iterdir())
+
+
+def test_result_does_not_depend_on_jobs(folder, tmp_path):
+    for jobs in (1, 3):
+        codecllm.compress_checkpoint(folder, tmp_path / f"j{jobs}", jobs=jobs)
+    for path in (tmp_path / "j1").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "j3" / path.name).read_bytes()
+
+
+def test_int8(folder, tmp_path):
+    codecllm.compress_checkpoint(folder, tmp_path / "dst", format="int8")
+    assert codecllm.verify_checkpoint(folder, tmp_path / "dst").ok
+    codecllm.decompress_checkpoint(tmp_path / "dst", tmp_path / "back")
+    for name, t in tensors(folder).items():
+        error = (tensors(tmp_path / "back")[name].float() - t.float()).abs().max()
+        assert error <= t.float().abs().max() / 100
+
+
+def test_what_does_not_shrink_writes_nothing(folder, tmp_path):
+    for shard in folder.glob("*.safetensors"):
+        state = {
+            k: torch.randint(-999, 999, v.shape).to(torch.int16)
+            for k, v in load_file(shard).items()
+        }
+        noise = {k: (v * 31337).view(torch.bfloat16) for k, v in state.items()}
+        save_file(noise, shard)
+    with pytest.raises(ValueError, match="no tensor shrinks"):
+        codecllm.compress_checkpoint(folder, tmp_path / "dst")
+    assert [p.name for p in tmp_path.iterdir()] == ["src"]
+
+
+def test_skip_is_recorded(folder, tmp_path):
+    report = codecllm.compress_checkpoint(folder, tmp_path / "dst", skip=["q_proj", "embed"])
+    assert report.coded_layers == 4
+    config = json.loads((tmp_path / "dst" / "config.json").read_text())["quantization_config"]
+    assert "model.layers.0.self_attn.q_proj" in config["modules_to_not_convert"]
+    assert codecllm.verify_checkpoint(folder, tmp_path / "dst").ok
+
+
+def test_estimate_is_close_and_writes_nothing(make_checkpoint, tmp_path):
+    src = make_checkpoint(tmp_path / "src", width=256, vocab=8192)
+    guess = codecllm.estimate_checkpoint(src).coded_bytes
+    assert [p.name for p in tmp_path.iterdir()] == ["src"]
+    real = codecllm.compress_checkpoint(src, tmp_path / "dst").coded_bytes
+    assert guess == pytest.approx(real, rel=0.01)
+
+
+def test_info_agrees_with_the_report(folder, packed):
+    report = json.loads((packed / "codecllm_report.json").read_text())
+    assert codecllm.checkpoint_info(packed).coded_bytes == report["coded_bytes"]
+
+
+def test_verify_names_the_first_difference(folder, packed):
+    path = folder / "model-00001-of-00002.safetensors"
+    state = load_file(path)
+    state["model.embed_tokens.weight"].view(torch.int16)[3, 5] ^= 1
+    save_file(state, path)
+    result = codecllm.verify_checkpoint(folder, packed)
+    assert len(result.mismatches) == 1
+    assert "model.embed_tokens.weight: 1 of 16384 differ, first at [3, 5]" in result.mismatches[0]
+
+
+def test_existing_destination_is_left_alone(folder, packed):
+    before = {p.name: p.stat().st_mtime_ns for p in packed.iterdir()}
+    with pytest.raises(FileExistsError, match="--force"):
+        codecllm.compress_checkpoint(folder, packed)
+    assert {p.name: p.stat().st_mtime_ns for p in packed.iterdir()} == before
+    codecllm.compress_checkpoint(folder, packed, resume=True)  # finished: nothing to do
+    assert {p.name: p.stat().st_mtime_ns for p in packed.iterdir()} == before
+    codecllm.compress_checkpoint(folder, packed, force=True)
+    assert codecllm.verify_checkpoint(folder, packed).ok
+
+
+def test_one_run_at_a_time(folder, tmp_path):
+    with (
+        workspace.Workspace(tmp_path / "dst"),
+        pytest.raises(BlockingIOError, match="another process"),
+    ):
+        codecllm.compress_checkpoint(folder, tmp_path / "dst", resume=True)
+
+
+def test_two_threads_with_two_destinations(folder, tmp_path):
+    errors = []
+
+    def work(n):
+        try:
+            codecllm.compress_checkpoint(folder, tmp_path / f"d{n}", jobs=2)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not errors
+    assert_same_folder(tmp_path / "d0", tmp_path / "d1")
+
+
+def test_wrong_sources_say_what_is_wrong(folder, packed, tmp_path):
+    with pytest.raises(ValueError, match="compressed already"):
+        codecllm.compress_checkpoint(packed, tmp_path / "x")
+    with pytest.raises(ValueError, match="not compressed"):
+        codecllm.decompress_checkpoint(folder, tmp_path / "x")
+    with pytest.raises(ValueError, match="two folders"):
+        codecllm.compress_checkpoint(folder, folder / "inside")
+    (tmp_path / "bin").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no \*\.safetensors"):
+        codecllm.compress_checkpoint(tmp_path / "bin", tmp_path / "x")
+    (tmp_path / "bin" / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"PyTorch \.bin"):
+        codecllm.compress_checkpoint(tmp_path / "bin", tmp_path / "x")
+    with pytest.raises(ValueError, match="not a regular expression"):
+        codecllm.compress_checkpoint(folder, tmp_path / "x", skip="(")
+    with pytest.raises(ValueError, match="no compressible tensor"):
+        codecllm.compress_checkpoint(folder, tmp_path / "x", skip=".")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "fp8"}})
+    )
+    with pytest.raises(ValueError, match="quantized with fp8"):
+        codecllm.compress_checkpoint(folder, tmp_path / "x")
+    assert not (tmp_path / "x").exists() and not (tmp_path / "x.partial").exists()
+
+
+def test_every_truncation_of_a_shard_is_noticed(packed):
+    path = packed / "model-00001-of-00002.safetensors"
+    whole = path.read_bytes()
+    for size in [*range(0, 64), *range(64, len(whole), 997), len(whole) - 1]:
+        path.write_bytes(whole[:size])
+        with pytest.raises(codecllm.CorruptStreamError, match=path.name):
+            Checkpoint(packed)
+
+
+@pytest.mark.parametrize("part", ["weight", "weight_raw", "weight_index", "weight_head"])
+def test_a_flipped_bit_names_file_tensor_and_field(packed, part):
+    field = {"weight": "stream", "weight_raw": "raw", "weight_index": "index"}.get(part, "head")
+    with Checkpoint(packed) as source:
+        name = source.coded_names()[0]
+        entry, path = source.entry(name.removesuffix("weight") + part), source.where[name].path
+    damaged = bytearray(path.read_bytes())
+    damaged[entry.begin + entry.nbytes // 2] ^= 4
+    path.write_bytes(damaged)
+    with pytest.raises(codecllm.CorruptStreamError) as error:
+        codecllm.verify_checkpoint(packed)
+    message = str(error.value)
+    assert message.startswith(f"{path}: {name}: {field}: ") and "CRC-32" in message
+
+
+def test_a_full_disk_leaves_no_destination_and_can_be_resumed(folder, tmp_path, monkeypatch):
+    real, calls = workspace.write_tensors, []
+
+    def full(path, *args, **kwargs):
+        calls.append(path)
+        if len(calls) == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(workspace, "write_tensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        codecllm.compress_checkpoint(folder, tmp_path / "dst")
+    assert not (tmp_path / "dst").exists()
+    monkeypatch.setattr(workspace, "write_tensors", real)
+    with pytest.raises(FileExistsError, match="unfinished run"):
+        codecllm.compress_checkpoint(folder, tmp_path / "dst")
+    codecllm.compress_checkpoint(folder, tmp_path / "dst", resume=True)
+    assert codecllm.verify_checkpoint(folder, tmp_path / "dst").ok
+    assert not (tmp_path / "dst.partial").exists()
+
+
+def test_resume_uses_what_is_there_and_only_if_it_fits(folder, tmp_path, monkeypatch):
+    encoded = []
+    real = codecllm.Codec.encode_matrix
+
+    def encode(self, weight, format="lossless"):
+        encoded.append(1)
+        if len(encoded) == 5:
+            raise KeyboardInterrupt
+        return real(self, weight, format)
+
+    monkeypatch.setattr(codecllm.Codec, "encode_matrix", encode)
+    with pytest.raises(KeyboardInterrupt):
+        codecllm.compress_checkpoint(folder, tmp_path / "dst")
+    spooled = len(list((tmp_path / "dst.partial").rglob("*.safetensors")))
+    encoded[:] = [1] * 5
+    codecllm.compress_checkpoint(folder, tmp_path / "dst", resume=True)
+    assert spooled > 0 and len(encoded) - 5 < 7
+    # Another format, and a source that changed: nothing may be reused.
+    for change in ("format", "source"):
+        encoded.clear()
+        with pytest.raises(KeyboardInterrupt):
+            codecllm.compress_checkpoint(folder, tmp_path / change)
+        encoded[:] = [1] * 5
+        if change == "source":
+            for shard in folder.glob("*.safetensors"):
+                state = {k: v * 2 for k, v in load_file(shard).items()}
+                save_file(state, shard)
+        format = "int8" if change == "format" else "lossless"
+        codecllm.compress_checkpoint(folder, tmp_path / change, resume=True, format=format)
+        assert len(encoded) - 5 == 7
+        assert codecllm.verify_checkpoint(folder, tmp_path / change).ok
+
+
+def test_kill_at_any_moment_then_resume(make_checkpoint, tmp_path):
+    src = make_checkpoint(tmp_path / "src", shards=3, width=128, vocab=512, layers=6)
+    codecllm.compress_checkpoint(src, tmp_path / "expected")
+    # Slowed down so that the kill falls between any two writes.
+    program = (
+        "import sys, time, codecllm\n"
+        "real = codecllm.Codec.encode_matrix\n"
+        "def slow(*a):\n"
+        "    time.sleep(0.05)\n"
+        "    return real(*a)\n"
+        "codecllm.Codec.encode_matrix = slow\n"
+        "print('go', flush=True)\n"
+        "codecllm.compress_checkpoint(sys.argv[1], sys.argv[2], resume=True)\n"
+        "print('done', flush=True)\n"
+    )
+    command = [sys.executable, "-c", program, str(src), str(tmp_path / "dst")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    kills = 0
+    for delay in (0.1, 0.25, 0.4, None):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+        assert process.stdout.readline() == "go\n"
+        if delay is not None:
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            process.stdout.close()
+            kills += process.returncode == -signal.SIGKILL
+            continue
+        assert process.communicate()[0] == "done\n" and process.returncode == 0
+    assert kills >= 2
+    assert_same_folder(tmp_path / "expected", tmp_path / "dst")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dst", "expected", "src"]
+
+
+def peak_above_idle(src, dst, jobs=1):
+    """Bytes of peak RSS of a compression above the same process before it."""
+    program = (
+        "import sys, codecllm, torch\n"
+        "def status(field):\n"
+        "    text = open('/proc/self/status').read()\n"
+        "    return 1024 * int(text.split(field + ':')[1].split()[0])\n"
+        "w = (torch.randn(512, 512) / 50).bfloat16()\n"
+        "codecllm.CompressedTensor(None, w).decompress()\n"
+        "idle = status('VmRSS')\n"
+        "open('/proc/self/clear_refs', 'w').write('5')\n"
+        "codecllm.compress_checkpoint(sys.argv[1], sys.argv[2], jobs=int(sys.argv[3]))\n"
+        "print(status('VmHWM') - idle)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(src), str(dst), str(jobs)],
+        stdout=subprocess.PIPE,
+        env=environment,
+        check=True,
+    )
+    return int(done.stdout)
+
+
+def big_folder(folder, shards, rows, per_shard=6, cols=2048):
+    folder.mkdir()
+    for n in range(shards):
+        state = {
+            f"model.layers.{n}.m{i}.weight": (torch.randn(rows, cols) / 50).bfloat16()
+            for i in range(per_shard)
+        }
+        save_file(state, folder / f"model-{n:05}.safetensors")
+    return folder
+
+
+needs_proc = pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="peak RSS is read from /proc"
+)
+
+
+@needs_proc
+def test_peak_memory_is_a_few_tensors_not_the_shard(tmp_path):
+    # 8 MiB tensors, 128 MiB shards.
+    src = big_folder(tmp_path / "src", shards=2, rows=2048, per_shard=16)
+    assert peak_above_idle(src, tmp_path / "dst") < 10 * 8 * 2**20
+
+
+@pytest.mark.slow
+@needs_proc
+def test_peak_memory_of_800_mb(tmp_path):
+    src = big_folder(tmp_path / "src", shards=8, rows=4096)  # 16 MiB tensors, 96 MiB shards
+    assert peak_above_idle(src, tmp_path / "dst", jobs=2) < 400e6

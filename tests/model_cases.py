@@ -1,0 +1,77 @@
+"""Small models and folders. Nothing is downloaded, nothing is larger than a megabyte."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+
+class Tied(nn.Module):
+    """Embedding and output layer share a weight; two layers are called q_proj."""
+
+    def __init__(self, dtype=torch.bfloat16, vocab=96, width=64):
+        super().__init__()
+        self.embed = nn.Embedding(vocab, width, padding_idx=0, dtype=dtype)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"q_proj": nn.Linear(width, width, dtype=dtype)}) for _ in range(2)
+        )
+        self.head = nn.Linear(width, vocab, bias=False, dtype=dtype)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = x + block["q_proj"](x)
+        return self.head(x)
+
+
+@pytest.fixture
+def tied():
+    torch.manual_seed(0)
+    return Tied()
+
+
+@pytest.fixture
+def ids():
+    return torch.tensor([[1, 2, 3, 95]])
+
+
+def make_folder(folder, shards=2, width=64, vocab=256, seed=0, dtype=torch.bfloat16, layers=2):
+    """A Llama-shaped checkpoint without a model: enough for the folder tools."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {"model.embed_tokens.weight": (vocab, width), "model.norm.weight": (width,)}
+    for i in range(layers):
+        for name in ("self_attn.q_proj", "self_attn.o_proj", "mlp.down_proj"):
+            tensors[f"model.layers.{i}.{name}.weight"] = (width, width)
+        tensors[f"model.layers.{i}.input_layernorm.weight"] = (width,)
+    names = list(tensors)
+    weight_map = {}
+    folder.mkdir(parents=True)
+    for n in range(shards):
+        mine = names[n::shards]
+        shard = f"model-{n + 1:05}-of-{shards:05}.safetensors"
+        save_file(
+            {k: (torch.randn(tensors[k], generator=generator) / 50).to(dtype) for k in mine},
+            folder / shard,
+            metadata={"format": "pt"},
+        )
+        weight_map.update(dict.fromkeys(mine, shard))
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "dtype": "bfloat16"}))
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return make_folder(tmp_path / "src")
+
+
+@pytest.fixture
+def make_checkpoint():
+    return make_folder

@@ -1,0 +1,280 @@
+"""CompressedLinear and CompressedEmbedding behave as the modules they replace."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import threading
+import weakref
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import codecllm
+from codecllm.nn import STREAM_DTYPES, STREAM_NAMES, CompressedEmbedding, CompressedLinear
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+
+def linear(rows=80, cols=96, bias=True, dtype=torch.bfloat16, seed=0):
+    torch.manual_seed(seed)
+    return nn.Linear(cols, rows, bias=bias, dtype=dtype)
+
+
+def assert_bits_equal(a, b):
+    assert a.dtype == b.dtype and a.shape == b.shape
+    view = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[a.element_size()]
+    assert torch.equal(a.contiguous().view(view), b.contiguous().view(view))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_come_back_bit_by_bit(dtype):
+    dense = linear(dtype=dtype)
+    assert_bits_equal(CompressedLinear(dense).decompress().weight, dense.weight)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_exact_output_equals_the_dense_layer(dtype, bias):
+    dense = linear(bias=bias, dtype=dtype)
+    x = torch.randn(2, 3, 96, dtype=dtype)
+    assert_bits_equal(CompressedLinear(dense, exact=True)(x), dense(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fused_output_differs_by_summation_order_only(dtype):
+    dense = linear(dtype=dtype)
+    x = torch.randn(5, 96, dtype=dtype)
+    out = CompressedLinear(dense)(x)
+    wide = F.linear(x.double(), dense.weight.double(), dense.bias.double())
+    # fp32 accumulation of K products in any order, then one rounding to the output's dtype.
+    magnitude = F.linear(x.double().abs(), dense.weight.double().abs(), dense.bias.double().abs())
+    bound = 96 * 2**-24 * magnitude + torch.finfo(dtype).eps * wide.abs()
+    assert out.dtype == dtype
+    assert ((out.double() - wide).abs() <= bound).all()
+
+
+def test_int8_reproduces_integer_times_scale():
+    dense = linear(dtype=torch.float32)
+    coded = CompressedLinear(dense, format="int8")
+    error = (coded.decompress().weight - dense.weight).abs().amax(dim=1)
+    assert (error <= dense.weight.abs().amax(dim=1) / 127 * 0.5001).all()
+    assert coded.decode().dtype == torch.int8
+
+
+def test_it_is_an_nn_linear_with_one_dimensional_streams():
+    module = CompressedLinear(linear())
+    assert isinstance(module, nn.Linear)
+    assert (module.in_features, module.out_features) == (96, 80)
+    for name, dtype in STREAM_DTYPES.items():
+        stream = getattr(module, name)
+        assert isinstance(stream, nn.Parameter) and not stream.requires_grad
+        assert stream.dtype == dtype and stream.dim() == 1
+    assert set(module.state_dict()) == {*STREAM_NAMES, "bias"}
+
+
+def test_the_original_weight_is_freed():
+    dense = linear()
+    dead = weakref.ref(dense.weight)
+    module = CompressedLinear(dense)
+    del dense
+    gc.collect()
+    assert dead() is None and module.bias is not None
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda m: m.half(),
+        lambda m: m.float(),
+        lambda m: m.to(torch.float16),
+        lambda m: m.type(torch.float16),
+        lambda m: m.double(),
+    ],
+)
+@pytest.mark.parametrize("format", ["lossless", "int8"])
+def test_casting_moves_the_bias_but_never_streams_or_scales(cast, format):
+    dense = linear()
+    module = CompressedLinear(dense, format=format)
+    before = module.decode().clone()
+    cast(module)
+    assert [getattr(module, n).dtype for n in STREAM_NAMES] == list(STREAM_DTYPES.values())
+    assert module.weight_table.dtype == torch.int32
+    assert module.weight_scale is None or module.weight_scale.dtype == torch.float32
+    assert module.bias.dtype != torch.bfloat16
+    assert torch.equal(module.decode(), before)
+
+
+def test_embedding_output_follows_a_cast():
+    module = CompressedEmbedding(nn.Embedding(64, 32))
+    assert module.half()(torch.tensor([3])).dtype == torch.float16
+
+
+def test_state_dict_of_another_size_loads():
+    a, b = linear(seed=1), linear(seed=2)
+    with torch.no_grad():
+        b.weight.mul_(torch.logspace(-30, 0, 96).to(torch.bfloat16))
+    source, target = CompressedLinear(a), CompressedLinear(b)
+    assert source.weight.shape != target.weight.shape
+    target.load_state_dict(source.state_dict())
+    assert_bits_equal(target.decompress().weight, a.weight)
+    target.load_state_dict(CompressedLinear(b).state_dict(), assign=True)
+    assert_bits_equal(target.decompress().weight, b.weight)
+
+
+def test_state_dict_of_another_matrix_is_refused():
+    target = CompressedLinear(linear())
+    with pytest.raises(ValueError, match="a matrix of"):
+        target.load_state_dict(CompressedLinear(linear(rows=64)).state_dict())
+
+
+def test_damaged_state_dict_is_refused_naming_the_field():
+    module = CompressedLinear(linear())
+    state = {k: v.clone() for k, v in module.state_dict().items()}
+    state["weight_head"][8] ^= 1
+    with pytest.raises(codecllm.CorruptStreamError, match=r"weight: head: CRC-32"):
+        module.load_state_dict(state)
+    state = module.state_dict()
+    state["weight_raw"] = state["weight_raw"][:-1]
+    with pytest.raises(codecllm.CorruptStreamError, match=r"weight: raw: \d+ elements"):
+        module.load_state_dict(state)
+
+
+def test_dense_state_dict_says_what_to_do():
+    with pytest.raises(RuntimeError, match="Load it into the uncompressed model"):
+        CompressedLinear(linear()).load_state_dict(linear().state_dict())
+
+
+def test_deepcopy_and_torch_save_keep_everything():
+    dense = linear()
+    module = CompressedLinear(dense)
+    assert_bits_equal(copy.deepcopy(module).decompress().weight, dense.weight)
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    fresh = CompressedLinear.from_streams(96, 80, None, bias=nn.Parameter(dense.bias.clone()))
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert_bits_equal(fresh.decompress().weight, dense.weight)
+
+
+def test_meta_module_takes_streams_by_assignment():
+    dense = linear()
+    module = CompressedLinear(dense)
+    empty = copy.deepcopy(module).to("meta")
+    assert not empty.ready
+    empty.load_state_dict(module.state_dict(), assign=True)
+    assert_bits_equal(empty.decompress().weight, dense.weight)
+
+
+def test_meta_weight_cannot_be_coded():
+    with pytest.raises(ValueError, match="meta device"):
+        CompressedLinear(nn.Linear(4, 4, device="meta"))
+
+
+def test_new_streams_get_new_tables():
+    a, b = linear(seed=1, bias=False), linear(seed=2, bias=False)
+    module, other = CompressedLinear(a), CompressedLinear(b)
+    for name in STREAM_NAMES:
+        setattr(module, name, getattr(other, name))
+    assert not module.ready
+    x = torch.randn(1, 96, dtype=torch.bfloat16)
+    assert torch.equal(module(x), other(x))
+
+
+def test_gradients_reach_x_and_bias():
+    dense = linear(dtype=torch.float32)
+    module = CompressedLinear(dense)
+    x = torch.randn(4, 96, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    module(x).square().sum().backward()
+    grad_bias = module.bias.grad.clone()
+    module.bias.grad = None
+    F.linear(y, dense.weight.detach(), module.bias).square().sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    torch.testing.assert_close(grad_bias, module.bias.grad)
+
+
+def test_x_cast_to_the_dtype_of_the_streams_is_refused():
+    module = CompressedLinear(linear())
+    with pytest.raises(TypeError, match=r"cast x to weight\.dtype"):
+        module(torch.ones(1, 96).to(module.weight.dtype))
+
+
+def test_stored_int8_multiplies():
+    dense = linear()
+    dense.weight.data.uniform_(-1, 1)
+    module = CompressedLinear(dense, format="int8")
+    assert module.coded.info.stored
+    x = torch.randn(2, 96)
+    torch.testing.assert_close(module.float()(x), F.linear(x, module.decode(x.dtype), module.bias))
+
+
+def test_compiles_as_one_graph():
+    module = CompressedLinear(linear())
+    x = torch.randn(3, 96, dtype=torch.bfloat16)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), module(x))
+
+
+def test_statistics_count_only_when_asked():
+    module = CompressedLinear(linear())
+    assert module.statistics is None
+    codecllm.set_statistics(module)
+    module(torch.randn(2, 3, 96, dtype=torch.bfloat16))
+    assert (module.statistics.calls, module.statistics.vectors) == (1, 6)
+    assert module.statistics.seconds > 0
+
+
+def test_two_threads_get_the_same_answer():
+    module = CompressedLinear(linear(rows=256, cols=256))
+    x = torch.randn(3, 256, dtype=torch.bfloat16)
+    expected, wrong = module(x), []
+
+    def work():
+        for _ in range(50):
+            if not torch.equal(module(x), expected):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_embedding_rows(dtype):
+    torch.manual_seed(0)
+    dense = nn.Embedding(100, 48, padding_idx=7, dtype=dtype)
+    module = CompressedEmbedding(dense)
+    ids = torch.tensor([[0, 7, 99], [5, 5, 1]])
+    assert_bits_equal(module(ids), dense(ids))
+    back = module.decompress()
+    assert back.padding_idx == 7
+    assert_bits_equal(back.weight, dense.weight)
+
+
+@pytest.mark.parametrize("option", [{"max_norm": 1.0}, {"sparse": True}])
+def test_embedding_options_that_cannot_be_honoured_are_refused(option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        CompressedEmbedding(nn.Embedding(10, 10, **option))
+
+
+def test_autocast_casts_like_a_dense_layer():
+    torch.manual_seed(0)
+    linear = nn.Linear(64, 48)
+    layer = CompressedLinear(linear)
+    x = torch.randn(5, 64, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+        expected = linear(x)
+    assert y.dtype == expected.dtype == torch.bfloat16
+    # x is rounded to bfloat16 in both, the dense weight as well: 2^-9 each, and 2^-9 of the result.
+    bound = 3 * 2**-8 * (x.abs() @ linear.weight.abs().T + linear.bias.abs())
+    assert ((y.float() - expected.float()).abs() <= bound).all()
+    y.float().sum().backward()
+    assert x.grad.dtype == torch.float32
