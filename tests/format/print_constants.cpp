@@ -1,0 +1,95 @@
+// Prints the numbers of csrc/core as JSON; test_constants.py compares them with Python's.
+#include <stdio.h>
+
+#include <initializer_list>
+
+#include "core/format.h"
+#include "core/rans.h"
+
+using namespace codecllm;
+
+static const char* separator = "";
+
+static void key(const char* name, long long value) {
+  printf("%s\"%s\": %lld", separator, name, value);
+  separator = ", ";
+}
+
+int main() {
+  printf("{\"constants\": {");
+  key("lanes", kLanes);
+  key("tile_rows", kTileRows);
+  key("group_cols", kGroupCols);
+  key("pairs_per_group", kPairsPerGroup);
+  key("max_tile_cols", kMaxTileCols);
+  key("stream_align", kStreamAlign);
+  key("stream_pad", 2 * kStreamPadWords);
+  key("min_scale_bits", kMinScaleBits);
+  key("max_scale_bits", kMaxScaleBits);
+  key("escape", 32 * kEscapeIndex + kEscapeIndex);
+  key("max_index", kEscapeIndex - 1);
+  key("table_header", kTableHeader);
+  key("rans_l", kRansL);
+
+  const int groups[] = {1, 2, 3, 5, 8, 31, 32, 1024};
+  printf("}, \"formats\": [");
+  for (int id = 1; with_format(id, [](auto f) {
+         constexpr WeightFormat fmt = decltype(f)::fmt;
+         printf("%s{", fmt.id == 1 ? "" : ", ");
+         separator = "";
+         key("id", fmt.id);
+         key("word_bits", fmt.word_bits);
+         key("coded_shift", fmt.coded_shift);
+         key("coded_bits", fmt.coded_bits);
+         key("flip", fmt.flip & 0xffff);
+         printf(", \"planes\": [");
+         for (int p = 0; p < fmt.n_planes; ++p)
+           printf("%s[%u, %d, %d]", p ? ", " : "", fmt.planes[p].mask & 0xffff, fmt.planes[p].bits,
+                  int(fmt.planes[p].low_half));
+         printf("]}");
+       });
+       ++id) {
+  }
+
+  printf("], \"raw_tile_bytes\": {");
+  for (int id = 1; with_format(id, [&](auto f) {
+         printf("%s\"%d\": [", f.fmt.id == 1 ? "" : ", ", f.fmt.id);
+         for (int g : groups)
+           printf("%s%lld", g == 1 ? "" : ", ", (long long)raw_tile_bytes(f.fmt, g));
+         printf("]");
+       });
+       ++id) {
+  }
+
+  printf("}, \"containers\": {");
+  for (int bits = 1; bits <= 16; bits *= 2) {
+    printf("%s\"%d\": [", bits == 1 ? "" : ", ", bits);
+    for (int g : groups) printf("%s%d", g == 1 ? "" : ", ", containers(bits, g));
+    printf("]");
+  }
+
+  printf("}, \"container_at\": {");
+  for (int count : {1, 2, 3, 4, 5, 7, 8, 13}) {
+    printf("%s\"%d\": [", count == 1 ? "" : ", ", count);
+    for (int i = 0; i < count; ++i)
+      for (int lane = 0; lane < kLanes; ++lane)
+        printf("%s%d%s", lane ? ", " : i ? ", [" : "[", container_at(i, lane, count),
+               lane == kLanes - 1 ? "]" : "");
+    printf("]");
+  }
+
+  printf("}, \"pair_places\": [");
+  for (int lane = 0; lane < kLanes; ++lane)
+    for (int j = 0; j < 4; ++j)
+      printf("%s[%d, %d]%s", j ? ", " : lane ? ", [" : "[", pair_row(lane, j), pair_col(lane, j),
+             j == 3 ? "]" : "");
+
+  separator = "";
+  printf("], \"entry_fields\": {");
+  key("bias_mask", kBiasMask);
+  key("freq_shift", kFreqShift);
+  key("index_shift", kIndexShift);
+  key("index_pair", kIndexPair);
+  key("escape_from", kEscapeFrom);
+  printf("}}\n");
+}
