@@ -47,7 +47,7 @@ INTERNAL = {
     "_isa": "() -> str",
     "_select_isa": "(str name) -> bool",
     "_available_isas": "() -> str",
-    "_set_gemm_from": "(int rows) -> ()",
+    "_set_gemm_from": "(int rows) -> int",  # returns the one before
 }
 
 # Kept for the life of the process: a Library that is collected takes its ops along.

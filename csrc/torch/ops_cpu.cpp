@@ -270,7 +270,7 @@ Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, c
   return x.dim() == 2 ? out : torch::stable::view(out, shape);
 }
 
-void set_gemm_from(int64_t rows) { gemm_from = rows; }
+int64_t set_gemm_from(int64_t rows) { return gemm_from.exchange(rows); }
 
 // ---- encoder ------------------------------------------------------------------------------------
 
