@@ -206,7 +206,7 @@ class CodedMatrix:
         infos = [p.info for p in parts]
         if not infos:
             raise ValueError("concat_rows: no parts")
-        keys = ("fmt", "cols", "tile_cols", "scale_bits", "predictor", "stored", "scale_kind")
+        keys = ("fmt", "cols", "stored", "tile_cols", "scale_bits", "predictor", "scale_kind")
         for key in keys:
             values = {getattr(i, key) for i in infos}
             if len(values) > 1:

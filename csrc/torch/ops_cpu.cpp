@@ -229,8 +229,6 @@ Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, c
                      int64_t cols, int64_t layout_bits) {
   const char* op = "decode_linear";
   const Layout layout(layout_bits);
-  if (layout.stored)
-    return stored_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout_bits);
   STD_TORCH_CHECK(x.is_cpu(), "codecllm::decode_linear: x is not on the CPU like the weight");
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == cols,
                   "codecllm::decode_linear: the last dimension of x must be ", cols, ", it is ",
@@ -253,6 +251,8 @@ Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, c
     STD_TORCH_CHECK(scale->size(0) == (c.scale_per_row() ? rows : 1),
                     "codecllm::decode_linear: ", scale->size(0), " scales for ", rows, " rows");
   }
+  if (layout.stored)
+    return stored_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout_bits);
   std::vector<int64_t> shape;
   int64_t m = 1;
   for (int64_t d = 0; d + 1 < x.dim(); ++d) shape.push_back(x.size(d)), m *= x.size(d);
