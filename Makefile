@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | venv | clean
+# make demo | test | lint | fuzz | bench | venv | clean
 #
 # Variables:
 #   PYTHON   interpreter (>= 3.10) that the environment is made from
@@ -47,9 +47,9 @@ INSTALL_TOOLS = grep -E '^(ruff|import-linter|clang-format)\b' requirements/test
   > $(VENV)/tools.txt && $(PIP) install -q --ignore-installed --no-deps -r $(VENV)/tools.txt
 
 BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
-CXX_FILES     = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CXX_FILES     = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint lint-python lint-cpp bench venv build clean
+.PHONY: demo test lint lint-python lint-cpp fuzz bench venv build clean
 
 demo: $(VENV)/.build
 	$(BIN)/python examples/demo/demo.py $(ARGS)
@@ -66,6 +66,9 @@ lint-python: $(VENV)/.test-deps $(VENV)/.build
 
 lint-cpp: $(VENV)/.test-deps
 	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+fuzz: $(VENV)/.test-deps
+	$(BIN)/python tests/fuzz/run.py $(ARGS)
 
 bench: $(VENV)/.test-deps $(VENV)/.build
 	PYTHONPATH=bench $(BIN)/python -m pytest -q bench -c /dev/null --rootdir . --override-ini "python_files=bench_*.py" \

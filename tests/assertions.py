@@ -36,7 +36,7 @@ def assert_same_coded(actual, expected) -> None:
 
 
 def linear_in_float64(x, weight, scale=None, bias=None):
-    """x W^T + bias in float64, and the sum of the products' magnitudes."""
+    """x W^T + bias in float64, and the sum of the magnitudes of everything added."""
     w = weight.double()
     if scale is not None:
         w = w * (scale.double() if scale.numel() == 1 else scale.double()[:, None])
@@ -54,22 +54,22 @@ def linear_tolerance(x, weight, scale=None, bias=None, *, rounded_weight=False):
     flush subnormal operands and sums to zero: 2^-126 each. The result is rounded once to x's dtype.
 
     Args:
-        rounded_weight: the (scaled) weight is first rounded to x's dtype, and the bias may be added
-            after a first rounding of the sum, as library GEMMs do.
+        rounded_weight: as where the library multiplies: the (scaled) weight is rounded to x's dtype
+            before, and the sum is once more before the bias is added.
     """
     y, magnitude = linear_in_float64(x, weight, scale, bias)
-    k, dtype = x.shape[-1], x.dtype
+    k, unit, tiny = x.shape[-1], UNIT[x.dtype], TINY[x.dtype]
     n = 2 * k + 2
-    u = UNIT[torch.float32]
-    error = n * u / (1 - n * u) * magnitude
-    factor = 1.0 if scale is None else float(scale.abs().max()) if scale.numel() else 0.0
+    error = n * UNIT[torch.float32] / (1 - n * UNIT[torch.float32]) * magnitude
+    factor = 1.0 if scale is None else float(scale.abs().max())
     x_sum = x.double().abs().sum(-1, keepdim=True)
     w_sum = factor * weight.double().abs().sum(-1)
     error = error + 2.0**-126 * (factor * x_sum + w_sum + 2 * k)
     if rounded_weight:
-        error = error + 1.01 * (UNIT[dtype] * magnitude + TINY[dtype] * x_sum)
-        error = error + 1.01 * (UNIT[dtype] * magnitude + TINY[dtype])
-    return error + UNIT[dtype] * (y.abs() + error) + TINY[dtype]
+        total = y if bias is None else y - bias.double()
+        error = error + 1.01 * (unit * magnitude + tiny * x_sum)
+        error = error + 1.01 * (unit * total.abs() + tiny)
+    return error + unit * (y.abs() + error) + tiny
 
 
 def assert_linear_close(actual, x, weight, scale=None, bias=None, *, rounded_weight=False):

@@ -23,6 +23,7 @@ PARTS = {
 
 
 STORED_BIT = 18
+SCALE_KIND_SHIFT = 19
 
 
 def pack_layout(head: Head) -> int:
@@ -37,7 +38,7 @@ def pack_layout(head: Head) -> int:
         | head.len_bits << 12
         | head.predictor << 17
         | head.stored << STORED_BIT
-        | head.scale_kind << 19
+        | head.scale_kind << SCALE_KIND_SHIFT
         | head.tile_cols << 32
     )
 

@@ -84,7 +84,8 @@ def encode(
         0 if scale is None else scale_np.nbytes
     ):
         head = Head(fmt, rows, cols, 0, 0, 0, (), 0, True, scale_np, scale_kind)
-        coded = CodedMatrix.build(head, data.reshape(-1), b"", np.zeros(0, np.int32), weight.device)
+        words = data.reshape(-1).clone()  # `data` may be the weight's own memory
+        coded = CodedMatrix.build(head, words, b"", np.zeros(0, np.int32), weight.device)
     return coded
 
 

@@ -9,7 +9,8 @@ from torch.library import get_ctx, register_autograd, register_fake
 from torch.utils.flop_counter import register_flop_formula
 
 from ..codec import encoder
-from ..codec.coded import STORED_BIT
+from ..codec.coded import SCALE_KIND_SHIFT, STORED_BIT
+from ..format.head import NO_SCALE, ROW_SCALE
 from ..format.weight_formats import by_id
 from .registry import backend_for
 from .schema import LIBRARY
@@ -23,6 +24,18 @@ def _same_device(op: str, stream: torch.Tensor, **others) -> None:
             raise RuntimeError(
                 f"codecllm::{op}: {name} is on {t.device}, the coded matrix on {stream.device}"
             )
+
+
+def _check_scale(op: str, scale: torch.Tensor | None, rows: int, layout: int) -> None:
+    """What csrc/torch/ops_cpu.cpp checks as well."""
+    kind = layout >> SCALE_KIND_SHIFT & 3
+    if (scale is None) != (kind == NO_SCALE):
+        raise RuntimeError(f"codecllm::{op}: scale missing or not wanted")
+    n = rows if kind == ROW_SCALE else 1
+    if scale is not None and (scale.dtype != torch.float32 or scale.shape != (n,)):
+        raise RuntimeError(
+            f"codecllm::{op}: scale is {scale.dtype} {list(scale.shape)}, not torch.float32 [{n}]"
+        )
 
 
 def _finish(words, scale, rows, cols, layout, dtype):
@@ -39,6 +52,7 @@ def _finish(words, scale, rows, cols, layout, dtype):
 
 def _decode(stream, raw, index, table, scale, rows, cols, layout, dtype=None):
     _same_device("decode", stream, raw=raw, index=index, table=table, scale=scale)
+    _check_scale("decode", scale, rows, layout)
     backend = backend_for(stream.device)
     words = backend.decode_words(stream, raw, index, table, rows, cols, layout)
     return _finish(words, scale, rows, cols, layout, dtype)
@@ -46,6 +60,7 @@ def _decode(stream, raw, index, table, scale, rows, cols, layout, dtype=None):
 
 def _decode_rows(ids, stream, raw, index, table, scale, rows, cols, layout, dtype=None):
     _same_device("decode_rows", stream, ids=ids, raw=raw, index=index, table=table, scale=scale)
+    _check_scale("decode_rows", scale, rows, layout)
     if ids.dtype not in (torch.int64, torch.int32):
         raise RuntimeError(f"codecllm::decode_rows: ids are {ids.dtype}, not int64 or int32")
     flat = ids.reshape(-1).to(torch.int64).contiguous()
@@ -70,6 +85,7 @@ def _decode_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout
             f"codecllm::decode_linear: bias is {bias.dtype} {list(bias.shape)}, "
             f"not {x.dtype} [{rows}]"
         )
+    _check_scale("decode_linear", scale, rows, layout)
     weight = _decode(stream, raw, index, table, scale, rows, cols, layout, x.dtype)
     return torch.nn.functional.linear(x, weight, bias)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from . import schema  # noqa: F401  (a compiled library implements ops that must exist)
 from .backends import reference
 
 BACKENDS = ("auto", "cpu", "reference")

@@ -1,5 +1,5 @@
 // Numbers of docs/format.md that kernels need, for host and device. No torch, no CUDA runtime.
-// tests/test_format_constants.py equates them with codecllm_ops/format.
+// tests/format/test_constants.py equates them with codecllm_ops/format.
 #pragma once
 #include <stdint.h>
 

@@ -72,6 +72,16 @@ def test_empty_matrix(fmt, shape, allow_stored):
     assert_same_words(ops.decode(coded), w)
 
 
+def test_stored_words_are_a_copy():
+    w = to_tensor(random_words(20, 64, FORMATS["bf16"]), FORMATS["bf16"])
+    original = w.clone()
+    coded = ops.encode(w)
+    w.zero_()
+    assert_same_words(ops.decode(coded), original)
+    ops.decode(coded).zero_()
+    assert_same_words(ops.decode(coded), original)
+
+
 def test_scales_of_a_stored_matrix_are_kept():
     fmt = FORMATS["int8"]
     w, scale = to_tensor(random_words(20, 64, fmt), fmt), torch.rand(20)

@@ -33,31 +33,35 @@ int main() {
 
   const int groups[] = {1, 2, 3, 5, 8, 31, 32, 1024};
   printf("}, \"formats\": [");
-  for (int id = 1; with_format(id, [](auto f) {
-         constexpr WeightFormat fmt = decltype(f)::fmt;
-         printf("%s{", fmt.id == 1 ? "" : ", ");
-         separator = "";
-         key("id", fmt.id);
-         key("word_bits", fmt.word_bits);
-         key("coded_shift", fmt.coded_shift);
-         key("coded_bits", fmt.coded_bits);
-         key("flip", fmt.flip & 0xffff);
-         printf(", \"planes\": [");
-         for (int p = 0; p < fmt.n_planes; ++p)
-           printf("%s[%u, %d, %d]", p ? ", " : "", fmt.planes[p].mask & 0xffff, fmt.planes[p].bits,
-                  int(fmt.planes[p].low_half));
-         printf("]}");
-       });
+  for (int id = 1;
+       with_format(id,
+                   [](auto f) {
+                     constexpr WeightFormat fmt = decltype(f)::fmt;
+                     printf("%s{", fmt.id == 1 ? "" : ", ");
+                     separator = "";
+                     key("id", fmt.id);
+                     key("word_bits", fmt.word_bits);
+                     key("coded_shift", fmt.coded_shift);
+                     key("coded_bits", fmt.coded_bits);
+                     key("flip", fmt.flip & 0xffff);
+                     printf(", \"planes\": [");
+                     for (int p = 0; p < fmt.n_planes; ++p)
+                       printf("%s[%u, %d, %d]", p ? ", " : "", fmt.planes[p].mask & 0xffff,
+                              fmt.planes[p].bits, int(fmt.planes[p].low_half));
+                     printf("]}");
+                   });
        ++id) {
   }
 
   printf("], \"raw_tile_bytes\": {");
-  for (int id = 1; with_format(id, [&](auto f) {
-         printf("%s\"%d\": [", f.fmt.id == 1 ? "" : ", ", f.fmt.id);
-         for (int g : groups)
-           printf("%s%lld", g == 1 ? "" : ", ", (long long)raw_tile_bytes(f.fmt, g));
-         printf("]");
-       });
+  for (int id = 1;
+       with_format(id,
+                   [&](auto f) {
+                     printf("%s\"%d\": [", f.fmt.id == 1 ? "" : ", ", f.fmt.id);
+                     for (int g : groups)
+                       printf("%s%lld", g == 1 ? "" : ", ", (long long)raw_tile_bytes(f.fmt, g));
+                     printf("]");
+                   });
        ++id) {
   }
 
@@ -73,16 +77,22 @@ int main() {
     printf("%s\"%d\": [", count == 1 ? "" : ", ", count);
     for (int i = 0; i < count; ++i)
       for (int lane = 0; lane < kLanes; ++lane)
-        printf("%s%d%s", lane ? ", " : i ? ", [" : "[", container_at(i, lane, count),
-               lane == kLanes - 1 ? "]" : "");
+        printf("%s%d%s",
+               lane ? ", "
+               : i  ? ", ["
+                    : "[",
+               container_at(i, lane, count), lane == kLanes - 1 ? "]" : "");
     printf("]");
   }
 
   printf("}, \"pair_places\": [");
   for (int lane = 0; lane < kLanes; ++lane)
     for (int j = 0; j < 4; ++j)
-      printf("%s[%d, %d]%s", j ? ", " : lane ? ", [" : "[", pair_row(lane, j), pair_col(lane, j),
-             j == 3 ? "]" : "");
+      printf("%s[%d, %d]%s",
+             j      ? ", "
+             : lane ? ", ["
+                    : "[",
+             pair_row(lane, j), pair_col(lane, j), j == 3 ? "]" : "");
 
   separator = "";
   printf("], \"entry_fields\": {");

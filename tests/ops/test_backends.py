@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import codecllm_ops as ops
 from assertions import assert_same_coded, assert_same_words
 from cases import (
+    ALL_FORMATS,
     BACKENDS,
     CONTENTS,
     EMPTY_SHAPES,
@@ -165,6 +168,25 @@ def test_decode_rows_takes_any_ids(backend):
             torch.arange(40).view(8, 5).T,
         ):
             assert_same_words(ops.decode_rows(ids, coded), w[ids.long()])
+
+
+@settings(max_examples=400)
+@given(
+    fmt=st.sampled_from(ALL_FORMATS),
+    rows=st.integers(1, 70),
+    cols=st.integers(1, 150),
+    tile_cols=st.integers(1, 12).map(lambda n: 16 * n),
+    content=st.sampled_from(list(CONTENTS)),
+    scale_bits=st.integers(8, 11),
+    predictor=st.sampled_from(["none", "left"]),
+    backend=st.sampled_from(BACKENDS),
+)
+def test_any_matrix_with_any_parameters(fmt, rows, cols, content, backend, **options):
+    w = to_tensor(CONTENTS[content](rows, cols, fmt), fmt)
+    coded = ops.encode(w, allow_stored=False, **options).check()
+    with running(backend):
+        assert_same_words(ops.decode(coded), w)
+        assert_same_words(ops.decode_rows(torch.tensor([rows - 1]), coded), w[-1:])
 
 
 @every_backend

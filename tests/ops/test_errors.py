@@ -10,6 +10,7 @@ import torch
 import codecllm_ops as ops
 from cases import every_backend, random_words, running, to_tensor, weights
 from codecllm_ops import CodedMatrix, CorruptStreamError, UnsupportedFormatError
+from codecllm_ops.codec.coded import read_index, write_index
 from codecllm_ops.format import FORMATS
 from codecllm_ops.ops.functional import _args, _shape
 
@@ -116,13 +117,22 @@ def test_stored_matrix_checks_the_same(backend):
                 ops.decode_linear(*args)
 
 
-def test_scale_that_is_missing_or_not_wanted(coded, scaled):
-    x = torch.ones(2, 64)
+@every_backend
+def test_scale_that_is_missing_or_not_wanted(coded, scaled, backend):
+    x, ids = torch.ones(2, 64), torch.tensor([1])
+    linear = getattr(
+        torch.ops.codecllm, "_stored_linear" if backend == "reference" else "decode_linear"
+    )
     for matrix, scale in ((scaled, None), (coded, torch.ones(1)), (scaled, torch.ones(32))):
-        args = list(_args(matrix))
+        args, shape = list(_args(matrix)), _shape(matrix)
         args[4] = scale
-        with pytest.raises(RuntimeError, match=r"scale|The size of tensor"):
-            torch.ops.codecllm.decode_linear(x, *args, None, *_shape(matrix))
+        for call in (
+            lambda a=args, s=shape: torch.ops.codecllm.decode(*a, *s),
+            lambda a=args, s=shape: torch.ops.codecllm.decode_rows(ids, *a, *s),
+            lambda a=args, s=shape: linear(x, *a, None, *s),
+        ):
+            with running(backend), pytest.raises(RuntimeError, match=r"codecllm::decode.* scale"):
+                call()
 
 
 # ---- decode_rows --------------------------------------------------------------------------------
@@ -209,6 +219,17 @@ def test_lane_that_ends_too_early(coded, backend):
 
 
 @every_backend
+def test_lane_with_a_word_left_over(coded, backend):
+    """The states end as they should: only the position tells."""
+    bits = coded.info.len_bits
+    starts, lengths, segments = read_index(coded.index.numpy(), bits)
+    lengths[0, 31] += 1
+    assert 2 * lengths[0].sum() <= starts[1]  # where padding was, nothing else moves
+    index = torch.from_numpy(write_index(starts, lengths, segments, bits))
+    assert_corrupt(replace(coded, index=index), backend, "coded plane")
+
+
+@every_backend
 def test_damaged_first_state(coded, backend):
     stream = coded.stream.clone()
     stream[:2] ^= 0x55
@@ -244,7 +265,7 @@ def test_shortened_stored_matrix(backend):
     stored = ops.encode(to_tensor(random_words(33, 64, BF16), BF16))
     for keep in (0, stored.stream.numel() - 1):
         short = replace(stored, stream=stored.stream[:keep].clone())
-        with running(backend), pytest.raises((CorruptStreamError, RuntimeError)):
+        with running(backend), pytest.raises(CorruptStreamError, match="stored"):
             ops.decode(short)
 
 

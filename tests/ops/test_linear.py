@@ -198,14 +198,13 @@ def test_matrix_of_several_gemm_blocks(path, set_gemm_from):
 
 
 @every_backend
-def test_stored_operand(backend):
-    for fmt in (FORMATS["bf16"], FORMATS["int8"]):
-        w = to_tensor(with_coded(random_words(33, 64, fmt), 3, fmt), fmt)
-        w = torch.cat([w, weights(1, 64, fmt)])
-        matrix = ops.encode(w[:1])
-        assert matrix.info.stored
-        x = activations(3, 64, dtype=torch.bfloat16)
-        check(x, matrix, w[:1], backend=backend, path="gemm")
+@every_format
+def test_stored_operand(fmt, backend):
+    w = weights(1, 64, fmt)
+    matrix = ops.encode(w)
+    assert matrix.info.stored
+    for dtype in DTYPES:
+        check(activations(3, 64, dtype=dtype), matrix, w, backend=backend, path="gemm")
 
 
 # ---- extreme weights ----------------------------------------------------------------------------
@@ -224,6 +223,26 @@ def test_subnormal_weights(backend, path, dtype, set_gemm_from):
         matrix = ops.encode(w, allow_stored=False)
         for m in (1, 4):
             check(activations(m, 64, dtype=dtype), matrix, w, backend=backend, path=path)
+
+
+@every_path
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["fp16", "fp8_e4m3", "fp8_e5m2"])
+def test_subnormals_of_small_formats_survive_flushing(name, isa, path, set_gemm_from):
+    """They are normal numbers in float32, and stay so when the processor flushes subnormals."""
+    set_gemm_from(path)
+    fmt = FORMATS[name]
+    w = to_tensor(with_coded(random_words(17, 32, fmt), 0, fmt), fmt)
+    matrix, expected = ops.encode(w, allow_stored=False), w.float().T
+    assert (expected != 0).any()
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormals")
+    try:
+        with running(isa):
+            for m in (1, 32):
+                assert torch.equal(ops.decode_linear(torch.eye(32)[:m], matrix), expected[:m])
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @every_dtype

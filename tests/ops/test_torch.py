@@ -1,0 +1,323 @@
+"""The ops in PyTorch: opcheck, autograd, compile, export, fakes, FLOPs, autocast."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import opcheck
+from torch.nn.functional import linear
+from torch.utils.flop_counter import FlopCounterMode
+
+import codecllm_ops as ops
+from assertions import UNIT, assert_same_words
+from cases import every_format, random_words, to_tensor, weights
+from codecllm_ops import CodedMatrix
+from codecllm_ops.format import FORMATS
+from codecllm_ops.ops.functional import _args, _shape
+
+BF16 = FORMATS["bf16"]
+codecllm = torch.ops.codecllm
+
+
+def coded_int8() -> CodedMatrix:
+    q, scale = ops.quantize_int8(weights(33, 64, BF16))
+    return ops.encode(q, scale=scale, tile_cols=32, allow_stored=False)
+
+
+def matrices() -> dict[str, CodedMatrix]:
+    bf16 = ops.encode(weights(33, 64, BF16), tile_cols=32, allow_stored=False)
+    return {
+        "bf16": bf16,
+        "left": ops.encode(weights(33, 64, BF16), predictor="left", allow_stored=False),
+        "int8": coded_int8(),
+        "stored": ops.encode(to_tensor(random_words(33, 64, FORMATS["int8"]), FORMATS["int8"])),
+        "two segments": CodedMatrix.concat_rows([bf16, bf16]),
+    }
+
+
+MATRICES = matrices()
+every_matrix = pytest.mark.parametrize("name", MATRICES)
+
+
+# ---- opcheck ------------------------------------------------------------------------------------
+
+
+@every_matrix
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_opcheck_decode(name, dtype):
+    m = MATRICES[name]
+    opcheck(codecllm.decode.default, (*_args(m), *_shape(m)), {"dtype": dtype})
+
+
+@every_matrix
+def test_opcheck_decode_rows(name):
+    m = MATRICES[name]
+    for ids in (torch.tensor([[1, 0], [32, 5]]), torch.tensor(3, dtype=torch.int32)):
+        opcheck(
+            codecllm.decode_rows.default, (ids, *_args(m), *_shape(m)), {"dtype": torch.bfloat16}
+        )
+
+
+@every_matrix
+@pytest.mark.parametrize("shape", [(64,), (3, 64), (2, 3, 64), (0, 64)], ids=str)
+def test_opcheck_decode_linear(name, shape):
+    m = MATRICES[name]
+    x = torch.randn(shape, requires_grad=True)
+    bias = torch.randn(m.shape[0], requires_grad=True)
+    opcheck(codecllm.decode_linear.default, (x, *_args(m), bias, *_shape(m)))
+    opcheck(codecllm.decode_linear.default, (x.detach().bfloat16(), *_args(m), None, *_shape(m)))
+
+
+def test_opcheck_encode():
+    opcheck(codecllm.encode.default, (weights(33, 64, BF16),), {"allow_stored": False})
+    q, scale = ops.quantize_int8(weights(33, 64, BF16))
+    opcheck(codecllm.encode.default, (q, scale), {"tile_cols": 32, "predictor": "auto"})
+
+
+# ---- autograd -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(64,), (3, 64), (2, 3, 64)], ids=str)
+@every_matrix
+def test_gradients_are_those_of_the_dense_layer(name, shape, dtype):
+    m = MATRICES[name]
+    w = ops.decode(m, dtype)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+    bias = torch.randn(m.shape[0], generator=generator).to(dtype).requires_grad_()
+    upstream = torch.randn(*shape[:-1], m.shape[0], generator=generator).to(dtype)
+    found = torch.autograd.grad(ops.decode_linear(x, m, bias), (x, bias), upstream)
+    expected = torch.autograd.grad(linear(x, w, bias), (x, bias), upstream)
+    flat = upstream.reshape(-1, m.shape[0]).double().abs()
+    magnitudes = (flat @ w.double().abs()).reshape(shape), flat.sum(0)
+    n = 2 * m.shape[0] * UNIT[torch.float32]
+    for g, e, magnitude in zip(found, expected, magnitudes, strict=True):
+        assert g.dtype == dtype and g.shape == e.shape
+        allowed = (2 * n + 2 * UNIT[dtype]) * magnitude  # both are sums and round once
+        assert ((g.double() - e.double()).abs() <= allowed).all()
+        assert g.abs().max() > 0
+
+
+def test_gradcheck_in_small_integers():
+    """Small integers are exact in float32: the gradient is a row of the weight, bit for bit."""
+    w = torch.randint(-8, 8, (20, 32), generator=torch.Generator().manual_seed(0)).bfloat16()
+    m = ops.encode(w, tile_cols=16, allow_stored=False)
+    x = torch.ones(32, requires_grad=True)
+    for row in (0, 7, 19):
+        (grad,) = torch.autograd.grad(ops.decode_linear(x, m)[row], x)
+        assert torch.equal(grad, w[row].float())
+
+
+def test_only_asked_gradients_are_computed():
+    m = MATRICES["bf16"]
+    x, bias = torch.randn(2, 64), torch.randn(33, requires_grad=True)
+    y = ops.decode_linear(x, m, bias)
+    y.sum().backward()
+    assert torch.equal(bias.grad, torch.full((33,), 2.0)) and x.grad is None
+    assert not ops.decode_linear(x, m).requires_grad
+
+
+def test_nothing_dense_is_saved_for_backward():
+    m = MATRICES["bf16"]
+    saved = []
+    x, bias = torch.randn(5, 64, requires_grad=True), torch.randn(33, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        y = ops.decode_linear(x, m, bias)
+    streams = {t.data_ptr() for t in (m.stream, m.raw, m.index, m.table)}
+    assert saved and {t.data_ptr() for t in saved} <= streams
+    y.sum().backward()
+    assert x.grad is not None
+
+
+def test_no_dense_weight_lives_between_forward_and_backward():
+    m = MATRICES["left"]
+
+    def dense_weights() -> int:
+        tensors = (t for t in gc.get_objects() if type(t) is torch.Tensor)
+        return sum(t.shape == m.shape for t in tensors)
+
+    x = torch.randn(5, 64, requires_grad=True)
+    gc.collect()
+    before = dense_weights()
+    y = ops.decode_linear(x, m)
+    assert dense_weights() == before
+    kept = ops.decode(m)
+    assert dense_weights() == before + 1 and kept.shape == m.shape
+    y.sum().backward()
+    assert dense_weights() == before + 1
+
+
+def test_second_backward_decodes_again():
+    m = MATRICES["bf16"]
+    x = torch.randn(2, 64, requires_grad=True)
+    y = ops.decode_linear(x, m)
+    (first,) = torch.autograd.grad(y.sum(), x, retain_graph=True)
+    (second,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(first, second)
+
+
+# ---- compile, export ----------------------------------------------------------------------------
+
+
+class Layer(torch.nn.Module):
+    def __init__(self, m: CodedMatrix, bias: bool = True):
+        super().__init__()
+        self.m = m
+        for name in ("stream", "raw", "index", "table", "scale"):
+            self.register_buffer(name, getattr(m, name))
+        self.bias = torch.nn.Parameter(torch.linspace(-1, 1, m.shape[0])) if bias else None
+
+    def forward(self, x):
+        coded = self.stream, self.raw, self.index, self.table, self.scale
+        y = codecllm.decode_linear(x, *coded, self.bias, *_shape(self.m))
+        return torch.relu(y) * 2
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@every_matrix
+def test_compiled_forward_and_backward_equal_eager(name, dynamic):
+    layer = Layer(MATRICES[name])
+    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for shape in ((3, 64), (5, 64), (2, 7, 64)):
+        x = torch.randn(shape, requires_grad=True)
+        expected, y = layer(x), compiled(x)
+        assert torch.equal(y, expected)
+        upstream = torch.randn_like(y)
+        inputs = (x, layer.bias)
+        for g, e in zip(
+            torch.autograd.grad(y, inputs, upstream),
+            torch.autograd.grad(expected, inputs, upstream),
+            strict=True,
+        ):
+            torch.testing.assert_close(g, e)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
+def test_inductor_runs_it_between_its_own_kernels():
+    layer = Layer(MATRICES["int8"])
+    x = torch.randn(3, 64, requires_grad=True)
+    compiled = torch.compile(layer, fullgraph=True)
+    torch.testing.assert_close(compiled(x), layer(x))
+    compiled(x).sum().backward()
+    found, x.grad = x.grad, None
+    layer(x).sum().backward()
+    torch.testing.assert_close(found, x.grad)
+
+
+def test_dynamic_shapes_compile_once():
+    layer = Layer(MATRICES["bf16"])
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=backend)
+    with torch.no_grad():
+        for m in (2, 3, 40, 300):
+            x = torch.randn(m, 64)
+            assert torch.equal(compiled(x), layer(x))
+    assert len(graphs) == 1
+
+
+def test_functions_on_a_coded_matrix_compile():
+    m = MATRICES["int8"]
+    assert m.table is not None and m.scale is not None  # built before tracing
+
+    def call(x, ids):
+        rows = ops.decode_rows(ids, m, torch.float32)
+        return ops.decode_linear(x + rows, m), ops.decode(m, torch.float32)
+
+    args = torch.randn(3, 64), torch.tensor([0, 5, 32])
+    compiled = torch.compile(call, fullgraph=True, backend="eager")
+    for found, expected in zip(compiled(*args), call(*args), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_with_a_dynamic_batch(strict):
+    layer = Layer(MATRICES["int8"], bias=False)
+    batch = torch.export.Dim("batch", min=2, max=4096)
+    program = torch.export.export(
+        layer, (torch.randn(3, 64),), dynamic_shapes={"x": {0: batch}}, strict=strict
+    )
+    targets = [n.target for n in program.graph.nodes if n.op == "call_function"]
+    assert codecllm.decode_linear.default in targets
+    for m in (2, 5, 200):
+        x = torch.randn(m, 64)
+        assert torch.equal(program.module()(x), layer(x))
+
+
+# ---- fakes, FLOPs, autocast ---------------------------------------------------------------------
+
+
+@every_format
+def test_fake_results_have_the_real_shape_and_dtype(fmt):
+    m = ops.encode(weights(33, 64, fmt), tile_cols=32, allow_stored=False)
+    args, shape = _args(m), _shape(m)
+    x, ids = torch.randn(2, 3, 64).bfloat16(), torch.tensor([[1, 2]])
+    calls = (
+        lambda a, x, ids: codecllm.decode(*a, *shape),
+        lambda a, x, ids: codecllm.decode(*a, *shape, dtype=torch.float16),
+        lambda a, x, ids: codecllm.decode_rows(ids, *a, *shape),
+        lambda a, x, ids: codecllm.decode_linear(x, *a, None, *shape),
+        lambda a, x, ids: codecllm.decode_linear(x[0, 0], *a, None, *shape),
+    )
+    with FakeTensorMode() as mode:
+        fake = [None if t is None else mode.from_tensor(t) for t in args]
+        fakes = [call(fake, mode.from_tensor(x), mode.from_tensor(ids)) for call in calls]
+    for f, call in zip(fakes, calls, strict=True):
+        real = call(args, x, ids)
+        assert (f.shape, f.dtype, f.stride()) == (real.shape, real.dtype, real.stride())
+
+
+def test_fake_refuses_what_the_kernel_refuses():
+    m = MATRICES["bf16"]
+    with FakeTensorMode() as mode:
+        fake = [None if t is None else mode.from_tensor(t) for t in _args(m)]
+        with pytest.raises(RuntimeError, match="decode_linear"):
+            codecllm.decode_linear(torch.empty(2, 63), *fake, None, *_shape(m))
+
+
+def test_meta_tensors_flow_through():
+    m = MATRICES["bf16"].to("meta")
+    shape = 33, 64, MATRICES["bf16"].layout
+    args = m.stream, m.raw, m.index, torch.empty(1, 2056, dtype=torch.int32, device="meta"), None
+    y = codecllm.decode_linear(torch.empty(2, 64, device="meta"), *args, None, *shape)
+    assert y.device.type == "meta" and y.shape == (2, 33)
+
+
+def test_flops_are_those_of_the_dense_layer():
+    m = MATRICES["bf16"]
+    w = ops.decode(m, torch.float32)
+    for shape in ((64,), (3, 64), (2, 5, 64)):
+        x = torch.randn(shape)
+        with FlopCounterMode(display=False) as coded:
+            ops.decode_linear(x, m)
+        with FlopCounterMode(display=False) as dense:
+            linear(x.reshape(-1, 64), w)
+        assert coded.get_total_flops() == dense.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_casts_like_linear(dtype):
+    m = MATRICES["int8"]
+    x, bias = torch.randn(2, 64, requires_grad=True), torch.randn(33)
+    with torch.autocast("cpu", dtype=dtype):
+        y = ops.decode_linear(x, m, bias)
+        assert y.dtype == linear(x, torch.ones(33, 64), bias).dtype == dtype
+    assert_same_words(y, ops.decode_linear(x.to(dtype), m, bias.to(dtype)))
+    y.float().sum().backward()
+    assert x.grad.dtype == torch.float32 and x.grad.abs().max() > 0
