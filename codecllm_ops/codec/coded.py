@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from ..format.errors import CorruptStreamError
 from ..format.head import ROW_SCALE, Head
@@ -43,6 +46,15 @@ def pack_layout(head: Head) -> int:
     )
 
 
+@contextmanager
+def lasting() -> Iterator[None]:
+    """Tensors made in here outlive the call: they belong to no transform of torch.func, and are
+    no inference tensors, which autograd could not save.
+    """
+    with torch.inference_mode(False), temporarily_clear_interpreter_stack():
+        yield
+
+
 def _bytes(t: torch.Tensor) -> memoryview:
     if t.numel() == 0:
         return memoryview(b"")
@@ -70,7 +82,8 @@ class CodedMatrix:
     @cached_property
     def info(self) -> Head:
         """The parsed head. Raises CorruptStreamError or UnsupportedFormatError."""
-        return Head.parse(bytes(_bytes(self.head)))
+        with lasting():
+            return Head.parse(bytes(_bytes(self.head)))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -92,14 +105,16 @@ class CodedMatrix:
     @cached_property
     def table(self) -> torch.Tensor:
         """Runtime slot tables, int32 [segments, 8 + 2^scale_bits]; built from the head."""
-        return torch.from_numpy(runtime_table(self.info)).to(self.device)
+        with lasting():
+            return torch.from_numpy(runtime_table(self.info)).to(self.device)
 
     @cached_property
     def scale(self) -> torch.Tensor | None:
         """float32 [1] or [rows], or None."""
         if self.info.scale is None:
             return None
-        return torch.from_numpy(self.info.scale).to(self.device)
+        with lasting():
+            return torch.from_numpy(self.info.scale).to(self.device)
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         return self.stream, self.raw, self.index, self.head

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from torch.library import get_ctx, register_autograd, register_fake
+from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.library import get_ctx, register_fake, register_vmap
 from torch.utils.flop_counter import register_flop_formula
 
 from ..codec import encoder
@@ -142,27 +144,98 @@ def _fake_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout):
 register_fake("codecllm::decode_linear", _fake_linear, lib=LIBRARY)
 
 
-def _setup_context(ctx, inputs, output):
-    _, stream, raw, index, table, scale, _, rows, cols, layout = inputs
-    # Streams only: the backward pass decodes again, nothing dense is kept.
-    ctx.save_for_backward(stream, raw, index, table, scale)
-    ctx.call = rows, cols, layout
-
-
-def _backward(ctx, grad):
-    grad_x = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        stream, raw, index, table, scale = ctx.saved_tensors
-        weight = torch.ops.codecllm.decode(
-            stream, raw, index, table, scale, *ctx.call, dtype=grad.dtype
+def _below_autograd(keyset, *args):
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.codecllm.decode_linear.default.redispatch(
+            keyset & torch._C._after_autograd_keyset, *args
         )
-        grad_x = grad @ weight
-    if ctx.needs_input_grad[6]:
-        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
-    return grad_x, None, None, None, None, None, grad_bias, None, None, None
 
 
-register_autograd("codecllm::decode_linear", _backward, setup_context=_setup_context, lib=LIBRARY)
+class _DifferentiableLinear(torch.autograd.function._SingleLevelFunction):
+    """decode_linear with derivatives in x and bias.
+
+    _SingleLevelFunction, not Function: below a transform of torch.func this runs once per level,
+    on tensors of that level, and the dispatcher goes on to the next. Function would start the
+    transforms anew.
+    """
+
+    @staticmethod
+    def forward(keyset, *args):
+        # Autograd switches both off for a forward, but the levels below take derivatives too.
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+            return _below_autograd(keyset, *args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        _, _, stream, raw, index, table, scale, _, *ctx.call = inputs
+        # Streams only: the backward pass decodes again, nothing dense is kept.
+        ctx.save_for_backward(stream, raw, index, table, scale)
+        ctx.save_for_forward(stream, raw, index, table, scale)
+        ctx.out = output.shape, output.dtype
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad_x = grad_bias = None
+        _, need_x, *_, need_bias, _, _, _ = ctx.needs_input_grad
+        if need_x:
+            weight = torch.ops.codecllm.decode(*ctx.saved_tensors, *ctx.call, dtype=grad.dtype)
+            grad_x = grad @ weight
+        if need_bias:
+            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
+        return None, grad_x, None, None, None, None, None, grad_bias, None, None, None
+
+    @staticmethod
+    def jvp(ctx, _keyset, x_tangent, *others):
+        """Linear in x and bias: the tangent of x takes the same way."""
+        *_, bias_tangent, _, _, _ = others
+        if x_tangent is None:
+            return bias_tangent.expand(ctx.out[0]).clone()
+        streams = ctx.saved_tensors
+        return torch.ops.codecllm.decode_linear(x_tangent, *streams, bias_tangent, *ctx.call)
+
+
+def _autograd_linear(keyset, *args):
+    x, bias = args[0], args[6]
+    wanted = torch.is_grad_enabled() and (
+        x.requires_grad or (bias is not None and bias.requires_grad)
+    )
+    if wanted or forward_ad._current_level >= 0:
+        with enable_single_level_autograd_function():
+            return _DifferentiableLinear.apply(keyset, *args)
+    return _below_autograd(keyset, *args)
+
+
+LIBRARY.impl("decode_linear", _autograd_linear, "Autograd", with_keyset=True)
+
+
+def _refuse_batched_matrix(op: str, in_dims) -> None:
+    if any(dim is not None for dim in in_dims):
+        raise NotImplementedError(
+            f"codecllm::{op}: torch.func.vmap over the coded matrix or its scales; one matrix for "
+            "all samples is supported, vmap over "
+            + ("ids" if op == "decode_rows" else "x and bias")
+        )
+
+
+@register_vmap("codecllm::decode_linear", lib=LIBRARY)
+def _(info, in_dims, x, stream, raw, index, table, scale, bias, rows, cols, layout):
+    x_dim, *coded_dims, bias_dim = in_dims[:7]
+    _refuse_batched_matrix("decode_linear", coded_dims)
+    streams = stream, raw, index, table, scale
+    rank = x.dim() - (x_dim is not None)  # of one sample
+    if x_dim is not None:
+        x = x.movedim(x_dim, 0)
+    if bias_dim is None:
+        return torch.ops.codecllm.decode_linear(x, *streams, bias, rows, cols, layout), 0
+    y = torch.ops.codecllm.decode_linear(x, *streams, None, rows, cols, layout)
+    return y + bias.movedim(bias_dim, 0).reshape(info.batch_size, *[1] * (rank - 1), rows), 0
+
+
+@register_vmap("codecllm::decode_rows", lib=LIBRARY)
+def _(info, in_dims, ids, *args, **kwargs):
+    ids_dim, *coded_dims = in_dims[:6]
+    _refuse_batched_matrix("decode_rows", coded_dims)
+    return torch.ops.codecllm.decode_rows(ids.movedim(ids_dim, 0), *args, **kwargs), 0
 
 
 def _autocast_linear(device: str):

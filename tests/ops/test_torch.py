@@ -161,6 +161,94 @@ def test_second_backward_decodes_again():
     assert torch.equal(first, second)
 
 
+# ---- forward mode, torch.func -------------------------------------------------------------------
+
+
+TRANSFORMS = {
+    "grad": lambda f: lambda x, b: torch.func.grad(lambda *a: f(*a).sum(), (0, 1))(x, b),
+    "jacrev": lambda f: torch.func.jacrev(f, (0, 1)),
+    "jacfwd": lambda f: torch.func.jacfwd(f, (0, 1)),
+    "hessian": lambda f: torch.func.hessian(lambda x, b: f(x, b).square().sum()),
+    "jvp": lambda f: lambda x, b: torch.func.jvp(f, (x, b), (x.cos(), b.cos())),
+    "jvp of x alone": lambda f: lambda x, b: torch.func.jvp(lambda x: f(x, b), (x,), (x.cos(),)),
+    "jvp of the bias alone": lambda f: (
+        lambda x, b: torch.func.jvp(lambda b: f(x, b), (b,), (b.cos(),))
+    ),
+    "jvp of grad": lambda f: (
+        lambda x, b: torch.func.jvp(
+            torch.func.grad(lambda x: f(x, b).square().sum()), (x,), (x.cos(),)
+        )
+    ),
+    "grad of grad": lambda f: torch.func.grad(
+        lambda x, b: torch.func.grad(lambda x: f(x, b).pow(3).sum())(x).square().sum()
+    ),
+    "vmap": lambda f: torch.func.vmap(f, (0, None)),
+    "vmap along another dimension": lambda f: lambda x, b: torch.func.vmap(f, (1, None))(x.mT, b),
+    "vmap over x and bias": lambda f: lambda x, b: torch.func.vmap(f)(x, b + x[:, :1]),
+    "vmap over the bias": lambda f: lambda x, b: torch.func.vmap(f, (None, 0))(x, b + x[:, :1]),
+    "vmap of vmap": lambda f: (
+        lambda x, b: torch.func.vmap(torch.func.vmap(f, (0, None)), (0, None))(x[:, None], b)
+    ),
+    "vmap of grad": lambda f: torch.func.vmap(
+        torch.func.grad(lambda x, b: f(x, b).square().sum(), (0, 1)), (0, None)
+    ),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@every_matrix
+def test_transforms_of_torch_func_equal_those_of_the_dense_layer(name, transform):
+    m, fresh = MATRICES[name], CodedMatrix(*MATRICES[name].tensors())  # tables not built yet
+    w = ops.decode(m, torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 64, generator=generator)
+    bias = torch.randn(m.shape[0], generator=generator)
+    found = TRANSFORMS[transform](lambda x, b: ops.decode_linear(x, fresh, b))(x, bias)
+    dense = TRANSFORMS[transform](lambda x, b: linear(x, w, b))(x.double(), bias.double())
+    found, expected = torch.utils._pytree.tree_leaves(found), torch.utils._pytree.tree_leaves(dense)
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f, e.float(), rtol=1e-4, atol=1e-4)
+    # What the matrix keeps serves calls outside the transform.
+    assert torch.equal(ops.decode_linear(x, fresh), ops.decode_linear(x, m))
+
+
+@pytest.mark.filterwarnings("error")
+def test_forward_mode_without_torch_func():
+    m = MATRICES["int8"]
+    x, tangent = torch.randn(2, 3, 64)
+    with torch.autograd.forward_ad.dual_level():
+        y = ops.decode_linear(torch.autograd.forward_ad.make_dual(x, tangent), m)
+        primal, found = torch.autograd.forward_ad.unpack_dual(y)
+    assert torch.equal(primal, ops.decode_linear(x, m))
+    assert torch.equal(found, ops.decode_linear(tangent, m))
+
+
+def test_vmap_of_lookups():
+    m = MATRICES["int8"]
+    ids = torch.tensor([[1, 0], [32, 5], [7, 7]])
+    for dim in (0, 1):
+        found = torch.func.vmap(lambda i: ops.decode_rows(i, m), dim)(ids)
+        assert torch.equal(found, ops.decode_rows(ids.movedim(dim, 0), m))
+
+
+def test_vmap_over_matrices_is_refused():
+    m = MATRICES["bf16"]
+    streams = [torch.stack([t, t]) for t in _args(m)[:4]]
+    with pytest.raises(NotImplementedError, match=r"decode_linear: torch.func.vmap over the coded"):
+        torch.func.vmap(
+            lambda *s: codecllm.decode_linear(torch.ones(64), *s, None, None, *_shape(m))
+        )(*streams)
+
+
+def test_a_table_built_in_inference_mode_serves_training():
+    m = CodedMatrix(*MATRICES["int8"].tensors())
+    with torch.inference_mode():
+        ops.decode_linear(torch.randn(2, 64), m)
+    x = torch.randn(2, 64, requires_grad=True)
+    ops.decode_linear(x, m).sum().backward()
+    assert x.grad is not None
+
+
 # ---- compile, export ----------------------------------------------------------------------------
 
 
