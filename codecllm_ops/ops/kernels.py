@@ -199,7 +199,9 @@ def _autograd_linear(keyset, *args):
     wanted = torch.is_grad_enabled() and (
         x.requires_grad or (bias is not None and bias.requires_grad)
     )
-    if wanted or forward_ad._current_level >= 0:
+    # The level of forward mode is Python's, and compiled code does not set it; hence the transforms.
+    forward = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    if wanted or forward:
         with enable_single_level_autograd_function():
             return _DifferentiableLinear.apply(keyset, *args)
     return _below_autograd(keyset, *args)

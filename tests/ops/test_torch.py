@@ -334,6 +334,14 @@ def test_functions_on_a_coded_matrix_compile():
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap"])
+def test_transforms_compile(transform):
+    m, x, bias = MATRICES["int8"], torch.randn(3, 64), torch.randn(33)
+    call = TRANSFORMS[transform](lambda x, b: ops.decode_linear(x, m, b))
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, bias), call(x, bias))
+
+
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_with_a_dynamic_batch(strict):
     layer = Layer(MATRICES["int8"], bias=False)
