@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 
@@ -75,3 +75,17 @@ def folder(tmp_path):
 @pytest.fixture
 def make_checkpoint():
     return make_folder
+
+
+def tensors(folder):
+    """All tensors of a checkpoint folder by name."""
+    return {k: v for f in sorted(folder.glob("*.safetensors")) for k, v in load_file(f).items()}
+
+
+def assert_same_folder(a, b):
+    left, right = tensors(a), tensors(b)
+    assert left.keys() == right.keys()
+    for name, t in left.items():
+        other = right[name]
+        assert t.dtype == other.dtype and t.shape == other.shape, name
+        assert torch.equal(t.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))

@@ -1,15 +1,12 @@
-"""Folder to folder: bits, atomicity, resuming, damage, memory."""
+"""Folder to folder: bits, wrong sources, damage, memory."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 import torch
@@ -17,21 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import codecllm
-from codecllm.model import workspace
 from codecllm.model.checkpoint import Checkpoint
-
-
-def tensors(folder):
-    return {k: v for f in sorted(folder.glob("*.safetensors")) for k, v in load_file(f).items()}
-
-
-def assert_same_folder(a, b):
-    left, right = tensors(a), tensors(b)
-    assert left.keys() == right.keys()
-    for name, t in left.items():
-        other = right[name]
-        assert t.dtype == other.dtype and t.shape == other.shape, name
-        assert torch.equal(t.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+from model_cases import assert_same_folder, tensors
 
 
 @pytest.fixture
@@ -127,25 +111,6 @@ def test_verify_names_the_first_difference(folder, packed):
     assert "model.embed_tokens.weight: 1 of 16384 differ, first at [3, 5]" in result.mismatches[0]
 
 
-def test_existing_destination_is_left_alone(folder, packed):
-    before = {p.name: p.stat().st_mtime_ns for p in packed.iterdir()}
-    with pytest.raises(FileExistsError, match="--force"):
-        codecllm.compress_checkpoint(folder, packed)
-    assert {p.name: p.stat().st_mtime_ns for p in packed.iterdir()} == before
-    codecllm.compress_checkpoint(folder, packed, resume=True)  # finished: nothing to do
-    assert {p.name: p.stat().st_mtime_ns for p in packed.iterdir()} == before
-    codecllm.compress_checkpoint(folder, packed, force=True)
-    assert codecllm.verify_checkpoint(folder, packed).ok
-
-
-def test_one_run_at_a_time(folder, tmp_path):
-    with (
-        workspace.Workspace(tmp_path / "dst"),
-        pytest.raises(BlockingIOError, match="another process"),
-    ):
-        codecllm.compress_checkpoint(folder, tmp_path / "dst", resume=True)
-
-
 def test_two_threads_with_two_destinations(folder, tmp_path):
     errors = []
 
@@ -162,6 +127,109 @@ def test_two_threads_with_two_destinations(folder, tmp_path):
         t.join()
     assert not errors
     assert_same_folder(tmp_path / "d0", tmp_path / "d1")
+
+
+def test_the_index_counts_every_byte(folder, packed, tmp_path):
+    """Of all tensors, dense ones included: loaders plan memory with it."""
+    codecllm.decompress_checkpoint(packed, tmp_path / "back")
+    for path in (packed, tmp_path / "back"):
+        index = json.loads((path / "model.safetensors.index.json").read_text())
+        expected = sum(t.nbytes for t in tensors(path).values())
+        assert index["metadata"]["total_size"] == expected
+
+
+def test_folders_inside_are_copied_and_links_followed(folder, tmp_path):
+    (folder / "inside" / "deeper").mkdir(parents=True)
+    (folder / "inside" / "deeper" / "notes.txt").write_text("hello")
+    (folder / "licence").symlink_to(folder / "inside" / "deeper" / "notes.txt")
+    codecllm.compress_checkpoint(folder, tmp_path / "dst")
+    for name in ("inside/deeper/notes.txt", "licence"):
+        assert (tmp_path / "dst" / name).read_text() == "hello"
+        assert not (tmp_path / "dst" / name).is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "sentence"),
+    [
+        ("vocab.json", "gone.json", "vocab.json is a link that leads nowhere"),
+        ("me", "me", "me is a link that leads nowhere"),
+        ("inside/up", "..", "inside/up is a link to a folder that it lies in"),
+    ],
+)
+def test_links_that_cannot_be_copied_are_refused_before_work(
+    folder, tmp_path, link, target, sentence
+):
+    (folder / "inside").mkdir()
+    (folder / link).symlink_to(target)
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+        codecllm.compress_checkpoint(folder, tmp_path / "dst")
+    assert [p.name for p in tmp_path.iterdir()] == ["src"]
+
+
+def test_one_name_in_two_shards_is_refused(folder, tmp_path):
+    one, two = sorted(folder.glob("*.safetensors"))
+    state = load_file(two)
+    twice = next(iter(load_file(one)))
+    save_file({**state, twice: torch.zeros(4)}, two)
+    with pytest.raises(ValueError) as error:
+        codecllm.compress_checkpoint(folder, tmp_path / "dst")
+    for part in (twice, str(one), str(two)):
+        assert part in str(error.value)
+
+
+ODD = ["[]", "5", '"text"', "{", "", "\x00", "[" * 100_000, '{"weight_map": []}']
+ODD_INDEX = [
+    *ODD,
+    '{"weight_map": {"a": 5}}',
+    '{"weight_map": {"a": "../a"}}',
+    '{"weight_map": {}}',
+]
+ODD_CONFIG = [*ODD[:-1], '{"quantization_config": "x"}', '{"quantization_config": [1]}']
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("config.json", t) for t in ODD_CONFIG),
+        *(("model.safetensors.index.json", t) for t in ODD_INDEX),
+    ],
+    ids=lambda v: v[:24],
+)
+def test_odd_json_is_an_error_that_names_the_file(packed, tmp_path, name, text):
+    (packed / name).write_text(text)
+    for work in (
+        lambda: codecllm.verify_checkpoint(packed),
+        lambda: codecllm.compress_checkpoint(packed, tmp_path / "x"),
+        lambda: codecllm.decompress_checkpoint(packed, tmp_path / "y"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            work()
+
+
+@pytest.mark.parametrize("dtype", ["nn", "__name__", "int32", 5, None, ["float16"]])
+def test_an_odd_dtype_in_the_config_means_bfloat16(folder, tmp_path, dtype):
+    codecllm.compress_checkpoint(folder, tmp_path / "dst", format="int8")
+    config = tmp_path / "dst" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": dtype}))
+    codecllm.decompress_checkpoint(tmp_path / "dst", tmp_path / "back")
+    found = tensors(tmp_path / "back")["model.embed_tokens.weight"]
+    assert found.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"__metadata__": 5}',
+        b'{"a": {"dtype": "U8", "shape": [1e999], "data_offsets": [0, 1]}}',
+        b"[" * 100_000,
+    ],
+    ids=["metadata", "infinite", "deep"],
+)
+def test_odd_headers_of_shards_are_named(tmp_path, header):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+    with pytest.raises(codecllm.CorruptStreamError, match=str(path)):
+        Checkpoint(tmp_path)
 
 
 def test_wrong_sources_say_what_is_wrong(folder, packed, tmp_path):
@@ -212,94 +280,6 @@ def test_a_flipped_bit_names_file_tensor_and_field(packed, part):
         codecllm.verify_checkpoint(packed)
     message = str(error.value)
     assert message.startswith(f"{path}: {name}: {field}: ") and "CRC-32" in message
-
-
-def test_a_full_disk_leaves_no_destination_and_can_be_resumed(folder, tmp_path, monkeypatch):
-    real, calls = workspace.write_tensors, []
-
-    def full(path, *args, **kwargs):
-        calls.append(path)
-        if len(calls) == 4:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        return real(path, *args, **kwargs)
-
-    monkeypatch.setattr(workspace, "write_tensors", full)
-    with pytest.raises(OSError, match="No space left"):
-        codecllm.compress_checkpoint(folder, tmp_path / "dst")
-    assert not (tmp_path / "dst").exists()
-    monkeypatch.setattr(workspace, "write_tensors", real)
-    with pytest.raises(FileExistsError, match="unfinished run"):
-        codecllm.compress_checkpoint(folder, tmp_path / "dst")
-    codecllm.compress_checkpoint(folder, tmp_path / "dst", resume=True)
-    assert codecllm.verify_checkpoint(folder, tmp_path / "dst").ok
-    assert not (tmp_path / "dst.partial").exists()
-
-
-def test_resume_uses_what_is_there_and_only_if_it_fits(folder, tmp_path, monkeypatch):
-    encoded = []
-    real = codecllm.Codec.encode_matrix
-
-    def encode(self, weight, format="lossless"):
-        encoded.append(1)
-        if len(encoded) == 5:
-            raise KeyboardInterrupt
-        return real(self, weight, format)
-
-    monkeypatch.setattr(codecllm.Codec, "encode_matrix", encode)
-    with pytest.raises(KeyboardInterrupt):
-        codecllm.compress_checkpoint(folder, tmp_path / "dst")
-    spooled = len(list((tmp_path / "dst.partial").rglob("*.safetensors")))
-    encoded[:] = [1] * 5
-    codecllm.compress_checkpoint(folder, tmp_path / "dst", resume=True)
-    assert spooled > 0 and len(encoded) - 5 < 7
-    # Another format, and a source that changed: nothing may be reused.
-    for change in ("format", "source"):
-        encoded.clear()
-        with pytest.raises(KeyboardInterrupt):
-            codecllm.compress_checkpoint(folder, tmp_path / change)
-        encoded[:] = [1] * 5
-        if change == "source":
-            for shard in folder.glob("*.safetensors"):
-                state = {k: v * 2 for k, v in load_file(shard).items()}
-                save_file(state, shard)
-        format = "int8" if change == "format" else "lossless"
-        codecllm.compress_checkpoint(folder, tmp_path / change, resume=True, format=format)
-        assert len(encoded) - 5 == 7
-        assert codecllm.verify_checkpoint(folder, tmp_path / change).ok
-
-
-def test_kill_at_any_moment_then_resume(make_checkpoint, tmp_path):
-    src = make_checkpoint(tmp_path / "src", shards=3, width=128, vocab=512, layers=6)
-    codecllm.compress_checkpoint(src, tmp_path / "expected")
-    # Slowed down so that the kill falls between any two writes.
-    program = (
-        "import sys, time, codecllm\n"
-        "real = codecllm.Codec.encode_matrix\n"
-        "def slow(*a):\n"
-        "    time.sleep(0.05)\n"
-        "    return real(*a)\n"
-        "codecllm.Codec.encode_matrix = slow\n"
-        "print('go', flush=True)\n"
-        "codecllm.compress_checkpoint(sys.argv[1], sys.argv[2], resume=True)\n"
-        "print('done', flush=True)\n"
-    )
-    command = [sys.executable, "-c", program, str(src), str(tmp_path / "dst")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    kills = 0
-    for delay in (0.1, 0.25, 0.4, None):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
-        assert process.stdout.readline() == "go\n"
-        if delay is not None:
-            time.sleep(delay)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            process.stdout.close()
-            kills += process.returncode == -signal.SIGKILL
-            continue
-        assert process.communicate()[0] == "done\n" and process.returncode == 0
-    assert kills >= 2
-    assert_same_folder(tmp_path / "expected", tmp_path / "dst")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["dst", "expected", "src"]
 
 
 def peak_above_idle(src, dst, jobs=1):

@@ -75,7 +75,7 @@ class Checkpoint:
         try:
             for path in files or [self.folder / name for name in _shard_names(self.folder)]:
                 self.files[path.name] = TensorFile(path)
-            self.where = {t: f for f in self.files.values() for t in f.entries}
+            self.where = _owners(self.files)
             if not files:
                 _check_index(self.folder, self.where)
         except BaseException:
@@ -96,16 +96,15 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """config.json, or nothing where there is none."""
         path = self.folder / "config.json"
-        if not path.is_file():
-            return {}
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
+        return _read_object(path) if path.is_file() else {}
 
     @property
     def quantization(self) -> dict[str, Any]:
-        return self.config.get("quantization_config") or {}
+        found = self.config.get("quantization_config") or {}
+        if not isinstance(found, dict):
+            path = self.folder / "config.json"
+            raise ValueError(f"{path}: quantization_config is not a JSON object")
+        return found
 
     def entry(self, name: str) -> Entry:
         return self.where[name].entries[name]
@@ -200,7 +199,7 @@ class Checkpoint:
                 "upgrade codecllm"
             )
         if not self.coded_names():
-            raise ValueError(f"{self.folder} holds no coded matrix; it is not compressed")
+            raise ValueError(f"{self.folder} is not compressed: no weight in it is coded")
 
 
 def _shard_names(folder: Path) -> list[str]:
@@ -222,13 +221,38 @@ def _shard_names(folder: Path) -> list[str]:
     raise FileNotFoundError(f"{folder} holds no *.safetensors")
 
 
+def _owners(files: dict[str, TensorFile]) -> dict[str, TensorFile]:
+    """The file of every tensor. Two files with one name: nobody can say which of them is meant."""
+    owners: dict[str, TensorFile] = {}
+    for file in files.values():
+        for name in file.entries:
+            if name in owners:
+                raise ValueError(
+                    f"{name} is in two files, {owners[name].path} and {file.path}; "
+                    "move away the one that does not belong to this checkpoint"
+                )
+            owners[name] = file
+    return owners
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return found
+
+
 def _weight_map(folder: Path) -> dict[str, str]:
     path = folder / INDEX
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a weight index: {error!r}") from error
-    for name in weight_map.values():
+    weight_map = _read_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{path} is not a weight index: no weight_map from tensors to files")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: weight_map: {tensor}: {name!r} is not a file name")
         if Path(name).name != name:
             raise ValueError(f"{path} names {name!r}, which is outside the folder")
         if not (folder / name).is_file():

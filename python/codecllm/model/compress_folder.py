@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ..nn import Codec
 from ..nn.codec import check_format
@@ -21,15 +20,16 @@ from .checkpoint import REPORT, VERSION, Checkpoint, refusal
 from .folder_files import (
     Meter,
     Progress,
-    copy_other_files,
-    identity,
+    copy_files,
+    other_files,
     quantization_config,
     refuse_nesting,
     write_index,
 )
+from .job import Job
 from .report import CODED, SKIPPED, STORED, CompressionReport, LayerReport
 from .tensor_file import Item, TensorFile, write_tensors, write_text
-from .workspace import Workspace
+from .workspace import Workspace, require_replaceable
 
 
 def compress_checkpoint(
@@ -58,7 +58,8 @@ def compress_checkpoint(
         resume: go on with an unfinished run; a finished one is left as it is.
 
     Raises:
-        FileExistsError: `dst` is there and neither force nor resume was said.
+        FileExistsError: `dst` is there and neither force nor resume was said, or it is damaged, or
+            the unfinished run had another source or other options.
         ValueError: nothing to compress, a wrong kind of checkpoint, or a bad argument.
         CorruptStreamError: a shard is malformed.
         OSError: the disk is full or read-only; the finished part is kept for resume.
@@ -69,30 +70,28 @@ def compress_checkpoint(
     pattern = skip_pattern(skip)
     codec, dst = codec or Codec(), Path(dst)
     start = time.perf_counter()
+    require_replaceable(dst)
     with Checkpoint(src) as source:
         source.require_dense()
         refuse_nesting(source.folder, dst)
         plan = _plan(source, pattern)
-        options = {
-            "format": format,
-            "codec": dict(codec.__dict__),
-            "skip": pattern and pattern.pattern,
-        }
-        if resume and (done := _finished(dst, source, options)) is not None:
+        others = other_files(source)
+        options = {"format": format, "skip": pattern and pattern.pattern, **codec.__dict__}
+        job = Job.of("compress", source, options)
+        if resume and (done := _finished(dst, job, force)) is not None:
             return done
-        with Workspace(dst, force=force, resume=resume) as work:
+        with Workspace(dst, job, force=force, resume=resume) as work:
             layers: list[LayerReport] = []
             meter = Meter(source, progress)
             weight_map: dict[str, str] = {}
             for shard, file in source.files.items():
-                origin = {**options, **identity(file)}
-                result = work.finished_shard(shard, origin)
+                result = work.finished_shard(shard)
                 if result is None:
-                    rows = _compress_shard(work, file, plan, codec, format, jobs, meter, origin)
+                    rows = _compress_shard(work, file, plan, codec, format, jobs, meter)
                     result = [asdict(row) for row in rows]
-                    work.finish_shard(shard, origin, result)
+                    work.finish_shard(shard, result)
                     for row in rows:
-                        work.drop(row.name)
+                        work.spool.drop(row.name)
                 else:
                     meter.add(shard, sum(e.nbytes for e in file.entries.values()))
                 layers += [LayerReport(**{**r, "shape": tuple(r["shape"])}) for r in result]
@@ -101,13 +100,15 @@ def compress_checkpoint(
             if not any(row.status == CODED for row in layers):
                 work.discard()
                 raise ValueError(f"{source.folder}: no tensor shrinks, nothing was written")
+            sizes = {shard: (work.folder / shard).stat().st_size for shard in source.files}
             report = CompressionReport(
                 format,
                 tuple(layers),
                 time.perf_counter() - start,
-                {"options": options, "source": [identity(f) for f in source.files.values()]},
+                {"options": options, "source": job.files, "shards": sizes},
             )
             _write_rest(work, source, report, weight_map, len(source.files) > 1)
+            copy_files(others, work.folder)
             work.publish()
     return report
 
@@ -134,19 +135,18 @@ def _compress_shard(
     format: str,
     jobs: int,
     meter: Meter,
-    origin: dict[str, Any],
 ) -> list[LayerReport]:
     """Encodes the tensors of a shard into the spool, then assembles the new shard from it."""
 
     def code(name: str) -> str:
         """Puts a matrix into the spool; returns its weight format, "" if it would not shrink."""
-        there = work.kept_format(name, origin)
+        there = work.spool.kept_format(name)
         if there:
             return there
         coded = codec.encode_matrix(file.read(name), format)
         if coded.nbytes >= file.entries[name].nbytes:
             return ""
-        work.put(name, coded, origin)
+        work.spool.put(name, coded)
         return coded.info.fmt.name
 
     names = [name for name in file.entries if plan.get(name) == ""]
@@ -164,7 +164,7 @@ def _compress_shard(
     layers: list[LayerReport] = []
     for name, entry in file.entries.items():
         if in_spool.get(name):
-            streams = work.items(name)
+            streams = work.spool.items(name)
             items += streams
             status, reason, nbytes = CODED, "", sum(i.nbytes for i in streams)
         else:
@@ -211,7 +211,6 @@ def _write_rest(
     if config:
         config["quantization_config"] = quantization_config(dense)
         write_text(work.folder / "config.json", json.dumps(config, indent=2) + "\n")
-    copy_other_files(source, work.folder)
     write_text(work.folder / REPORT, report.to_json() + "\n")
 
 
@@ -224,13 +223,28 @@ def skip_pattern(skip: str | Sequence[str]) -> re.Pattern[str] | None:
         raise ValueError(f"--skip {patterns}: not a regular expression: {error}") from error
 
 
-def _finished(dst: Path, source: Checkpoint, options: dict[str, Any]) -> CompressionReport | None:
-    """The report of a run that got to its end with the same source and options."""
+def _finished(dst: Path, job: Job, force: bool) -> CompressionReport | None:
+    """The report of a run that got to its end with the same source and options.
+
+    Raises:
+        FileExistsError: its result has lost something since, and force was not said.
+    """
     try:
         data = json.loads((dst / REPORT).read_text(encoding="utf-8"))
         report = CompressionReport.from_dict(data)
+        same = (data["options"], data["source"]) == (job.options, job.files)
+        expected = dict(data["shards"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    wanted = {"options": options, "source": [identity(f) for f in source.files.values()]}
-    found = json.loads(json.dumps(wanted))
-    return report if all(report.extra.get(k) == v for k, v in found.items()) else None
+    if not same:
+        return None
+    for shard, size in expected.items():
+        path = dst / shard
+        found = path.stat().st_size if path.is_file() else None
+        if found == size:
+            continue
+        if force:
+            return None
+        state = "is missing" if found is None else f"has {found} bytes instead of {size}"
+        raise FileExistsError(f"{dst} was finished, but {shard} {state}; --force writes it again")
+    return report

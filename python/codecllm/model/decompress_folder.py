@@ -9,10 +9,18 @@ from pathlib import Path
 import torch
 
 from .checkpoint import Checkpoint
-from .folder_files import Meter, Progress, copy_other_files, identity, refuse_nesting, write_index
+from .folder_files import (
+    Meter,
+    Progress,
+    copy_files,
+    other_files,
+    refuse_nesting,
+    write_index,
+)
+from .job import Job
 from .report import CODED, CompressionReport, LayerReport
 from .tensor_file import Item, tensor_item, write_tensors, write_text
-from .workspace import Workspace
+from .workspace import Workspace, require_replaceable
 
 
 def decompress_checkpoint(
@@ -31,14 +39,18 @@ def decompress_checkpoint(
         FileExistsError, ValueError, CorruptStreamError, OSError: as compress_checkpoint.
     """
     dst, start = Path(dst), time.perf_counter()
+    require_replaceable(dst)
     with Checkpoint(src) as source:
         source.require_coded()
         refuse_nesting(source.folder, dst)
-        with Workspace(dst, force=force, resume=resume) as work:
+        others = other_files(source)
+        job = Job.of("decompress", source)
+        with Workspace(dst, job, force=force, resume=resume) as work:
             meter = Meter(source, progress)
             coded = set(source.coded_names())
             layers: list[LayerReport] = []
             weight_map: dict[str, str] = {}
+            total = 0
             parts = {p for name in coded for p in source.stream_names(name)}
             for shard, file in source.files.items():
                 items = []
@@ -56,18 +68,17 @@ def decompress_checkpoint(
                             )
                         )
                 weight_map.update({item.name: shard for item in items})
-                origin = identity(file)
-                if work.finished_shard(shard, origin) is None:
+                total += sum(item.nbytes for item in items)
+                if work.finished_shard(shard) is None:
                     write_tensors(work.folder / shard, items, {"format": "pt"})
-                    work.finish_shard(shard, origin, True)
+                    work.finish_shard(shard, True)
             if len(source.files) > 1:
-                total = sum(layer.dense_bytes for layer in layers)
                 write_index(work.folder, weight_map, total)
             config = source.config
             if config:
                 config.pop("quantization_config", None)
                 write_text(work.folder / "config.json", json.dumps(config, indent=2) + "\n")
-            copy_other_files(source, work.folder)
+            copy_files(others, work.folder)
             work.publish()
     return CompressionReport("dense", tuple(layers), time.perf_counter() - start)
 
@@ -76,8 +87,10 @@ def _decoded_item(source: Checkpoint, name: str, layers: list[LayerReport], mete
     info = source.head(name)
     dtype = info.fmt.dtype
     if info.scale is not None:
-        named = str(source.config.get("dtype") or source.config.get("torch_dtype") or "bfloat16")
-        dtype = getattr(torch, named.removeprefix("torch."), torch.bfloat16)
+        named = str(source.config.get("dtype") or source.config.get("torch_dtype"))
+        dtype = getattr(torch, named.removeprefix("torch."), None)
+        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            dtype = torch.bfloat16
     shape = (info.rows, info.cols)
     nbytes = sum(source.entry(p).nbytes for p in source.stream_names(name))
     layers.append(

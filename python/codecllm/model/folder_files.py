@@ -1,16 +1,17 @@
-"""What the folder tools share: progress, identity of a shard, index, config, other files."""
+"""What the folder tools share: progress, index, config, other files."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import INDEX, QUANT_METHOD, REPORT, VERSION, Checkpoint
-from .tensor_file import TensorFile, write_text
+from .tensor_file import naming_file, write_text
 
 Progress = Callable[[str, int, int], None]
 """Called with a tensor's name, bytes of the source done so far, bytes in all."""
@@ -31,14 +32,10 @@ class Meter:
                 self.progress(name, self.done, self.total)
 
 
-def identity(file: TensorFile) -> dict[str, Any]:
-    """Which file a result was made from."""
-    return {"file": file.path.name, "size": file.size, "mtime_ns": file.mtime_ns}
-
-
 def refuse_nesting(src: Path, dst: Path) -> None:
     """Raises ValueError unless the folders are separate."""
-    a, b = src.resolve(), dst.resolve()
+    # Not Path.resolve(): it raises RuntimeError for links in a circle.
+    a, b = Path(os.path.realpath(src)), Path(os.path.realpath(dst))
     if a == b or a in b.parents or b in a.parents:
         raise ValueError(f"{dst} and {src} must be two folders, none inside the other")
 
@@ -57,13 +54,44 @@ def write_index(folder: Path, weight_map: dict[str, str], total: int) -> None:
     write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
-def copy_other_files(source: Checkpoint, folder: Path) -> None:
-    """Tokenizer, generation config, licence...: everything that is not weights or ours."""
+def other_files(source: Checkpoint) -> dict[str, Path]:
+    """Tokenizer, generation config, licence...: everything that is not weights or ours.
+
+    Returns:
+        Files by their path inside the folder.
+
+    Raises:
+        ValueError, FileNotFoundError: links in a circle, or a link to nothing. Callers look before
+            they work, since these would stop the copying hours later.
+    """
     ours = {*source.files, INDEX, "config.json", REPORT}
+    weights = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+    found, root = {}, os.path.realpath(source.folder)
     for path in sorted(source.folder.iterdir()):
         if path.name in ours or path.name.startswith("."):
             continue
-        if path.is_dir():
-            shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
-        elif path.suffix not in (".safetensors", ".bin", ".pt", ".pth", ".gguf"):
-            shutil.copyfile(path, folder / path.name)
+        if path.is_dir() or path.suffix not in weights:
+            found.update({str(p.relative_to(source.folder)): p for p in _files(path, (root,))})
+    return found
+
+
+def _files(path: Path, above: tuple[str, ...]) -> Iterator[Path]:
+    """The file `path`, or all files in the folder `path`; links are followed."""
+    if not path.is_dir():
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is a link that leads nowhere; remove or mend it")
+        yield path
+        return
+    real = os.path.realpath(path)
+    if real in above:
+        raise ValueError(f"{path} is a link to a folder that it lies in; remove it")
+    for child in sorted(path.iterdir()):
+        yield from _files(child, (*above, real))
+
+
+def copy_files(files: dict[str, Path], folder: Path) -> None:
+    for name, path in files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with naming_file(target):
+            shutil.copyfile(path, target)

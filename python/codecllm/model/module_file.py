@@ -16,6 +16,7 @@ from ..nn import STREAM_NAMES, CodedModule, coded_form, obstacle, sync_tables
 from .checkpoint import VERSION, Checkpoint
 from .folder_files import quantization_config
 from .tensor_file import TensorFile, tensor_item, write_tensors
+from .workspace import require_replaceable
 
 _ALIASES = "codecllm_aliases"
 
@@ -134,10 +135,11 @@ def save_compressed_model(
     model gets `model.safetensors` alone (see load_file).
 
     Raises:
-        FileExistsError: `path` exists and `force` was not said.
+        FileExistsError: `path` exists and `force` was not said, or is no folder.
         ValueError: no module of `model` is compressed.
     """
     path = Path(path)
+    require_replaceable(path)
     if not any(isinstance(m, CodedModule) for m in model.modules()):
         raise ValueError("no module of this model is compressed: call compress_model_weights first")
     if path.exists() and not force:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,17 @@ DTYPES: dict[str, torch.dtype] = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000
 CHUNK = 8 << 20
+
+
+@contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """The system names the file when one cannot be opened, but not when a read or write fails."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 @dataclass(frozen=True)
@@ -111,16 +123,17 @@ class TensorFile:
         need(8 + length <= self.size, f"a header of {length} bytes in a file of {self.size}")
         try:
             header = json.loads(os.pread(self._fd, length, 8))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CorruptStreamError(f"{self.path}: the header is not JSON: {error}") from error
         need(isinstance(header, dict), "the header is not a JSON object")
         metadata = header.pop("__metadata__", None) or {}
+        need(isinstance(metadata, dict), "__metadata__ is not a JSON object")
         entries, data = {}, 8 + length
         for name, e in header.items():
             try:
                 dtype, shape = str(e["dtype"]), tuple(int(n) for n in e["shape"])
                 begin, end = (int(n) for n in e["data_offsets"])
-            except (TypeError, KeyError, ValueError) as error:
+            except (TypeError, KeyError, ValueError, OverflowError) as error:
                 raise CorruptStreamError(f"{self.path}: {name}: malformed header entry") from error
             need(0 <= begin <= end, f"{name}: data_offsets {begin}..{end}")
             need(
@@ -165,7 +178,8 @@ class TensorFile:
     def _read_into(self, view: memoryview, begin: int, name: str) -> None:
         at = 0
         while at < len(view):
-            n = os.preadv(self._fd, [view[at:]], begin + at)
+            with naming_file(self.path):
+                n = os.preadv(self._fd, [view[at:]], begin + at)
             if n == 0:
                 raise CorruptStreamError(f"{self.path}: {name}: the file became shorter")
             at += n
@@ -231,7 +245,7 @@ def write_tensors(
     packed += b" " * (-len(packed) % 8)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "wb") as f:
+        with naming_file(path), open(temporary, "wb") as f:
             f.write(len(packed).to_bytes(8, "little") + packed)
             for item in ordered:
                 start = f.tell()
@@ -254,7 +268,7 @@ def write_text(path: Path, text: str) -> None:
     """Replaces a small file in one step."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8") as f:
+        with naming_file(path), open(temporary, "w", encoding="utf-8") as f:
             f.write(text)
             f.flush()
             os.fsync(f.fileno())

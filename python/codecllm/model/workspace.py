@@ -3,71 +3,90 @@
 READ ME FIRST
 1. `<dst>.partial` is renamed to `<dst>` when everything is written: a destination that exists is
    complete. A kill at any moment leaves the partial folder, and --resume goes on from it.
-2. Coded tensors wait in `.spool`, one file each, written under a temporary name and renamed. What
-   exists there was written to its end; it says in its own header what it was made from, and its
-   checksums are compared before it is used again.
+2. All of this happens under a lock beside the folders, `<dst>.partial.lock`. Inside the partial
+   folder it would vanish with the rename, and a second run could begin in between.
+3. `.spool/job.json` says what the folder is being made from. When a run opens the folder,
+   everything goes that this job has not finished; what is there at the end was made by this job.
+4. A folder with content cannot be replaced in one step: the old destination becomes `.<dst>.old`,
+   and after a kill between the two renames the next run moves it back.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from codecllm_ops.codec.coded import CodedMatrix
-from codecllm_ops.format import CorruptStreamError, UnsupportedFormatError
-
-from ..nn import STREAM_NAMES
-from .tensor_file import Item, TensorFile, tensor_item, write_tensors, write_text
+from .job import Job
+from .lock import FileLock
+from .spool import Spool
+from .tensor_file import write_text
 
 
 class Workspace:
     """`<dst>.partial`, locked for this run."""
 
-    def __init__(self, dst: Path, *, force: bool = False, resume: bool = False) -> None:
+    def __init__(self, dst: Path, job: Job, *, force: bool = False, resume: bool = False) -> None:
         """Creates or reopens the folder.
 
         Raises:
-            FileExistsError: `dst` or an unfinished run is there and nobody said what to do.
+            FileExistsError: `dst` or an unfinished run is there and nobody said what to do, or
+                the unfinished run is another job.
             BlockingIOError: another process is at work on it.
         """
+        require_replaceable(dst)
         self.dst = dst
-        self.force = force
         self.folder = dst.with_name(dst.name + ".partial")
-        self.spool = self.folder / ".spool"
-        if dst.exists() and not force:
-            raise FileExistsError(f"{dst} exists; choose another name, or --force to replace it")
+        self.spool = Spool(self.folder / ".spool", job.digest)
+        self._old = dst.with_name(f".{dst.name}.old")
+        self._job_file = self.spool.folder / "job.json"
+        dst.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder.with_name(self.folder.name + ".lock"), str(self.folder))
+        try:
+            self._open(job, force, resume)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, job: Job, force: bool, resume: bool) -> None:
+        note = ", moved back after an interrupted --force" if self._restore() else ""
+        if self.dst.exists() and not force:
+            raise FileExistsError(
+                f"{self.dst} exists{note}; choose another name, or --force to replace it"
+            )
         if self.folder.exists() and not (resume or force):
             raise FileExistsError(
                 f"{self.folder} is an unfinished run; --resume goes on, --force starts again"
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / ".lock", "w")  # noqa: SIM115 (held until close)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            raise BlockingIOError(f"another process is writing {self.folder}") from error
-        if not resume:
-            self._clear()
-        self.spool.mkdir(exist_ok=True)
-
-    def _clear(self) -> None:
+        begun = Job.load(self._job_file) if resume else None
+        difference = job.difference(begun) if begun else ""
+        if difference and not force:
+            raise FileExistsError(
+                f"{self.folder} is an unfinished run {difference}; --resume needs the same again, "
+                "--force starts over"
+            )
+        same = begun is not None and not difference
+        whole = [shard for shard in self._records() if self._is_whole(shard)] if same else []
+        keep = {self.spool.folder.name, *whole} if same else set()
+        self.folder.mkdir(exist_ok=True)
         for path in self.folder.iterdir():
-            if path.name == ".lock":
-                continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            if path.name not in keep:
+                _remove(path)
+        if not same:
+            self.spool.folder.mkdir()
+            write_text(self._job_file, job.to_json())
+
+    def _restore(self) -> bool:
+        """Moves the old destination back if a run was killed before it put the new one there."""
+        if not self._old.is_dir() or os.path.lexists(self.dst):
+            return False
+        os.rename(self._old, self.dst)
+        return True
 
     def close(self) -> None:
-        self._lock.close()
+        self._lock.release()
 
     def __enter__(self) -> Workspace:
         return self
@@ -81,85 +100,77 @@ class Workspace:
 
     def publish(self) -> None:
         """Turns the folder into the destination."""
-        shutil.rmtree(self.spool)
-        (self.folder / ".lock").unlink(missing_ok=True)
-        old = None
         if self.dst.exists():
-            # A rename cannot replace a folder with content: move it away, then delete it.
-            old = self.dst.with_name(f".{self.dst.name}.old")
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(self.dst, old)
-        os.rename(self.folder, self.dst)
-        if old is not None:
-            shutil.rmtree(old)
-        _sync_folder(self.dst.parent)
-
-    def spooled(self, name: str) -> Path:
-        # Names may be longer than a file name can be, or hold a slash.
-        return self.spool / (hashlib.sha256(name.encode()).hexdigest()[:32] + ".safetensors")
-
-    def put(self, name: str, coded: CodedMatrix, origin: Mapping[str, Any]) -> None:
-        """Keeps a coded matrix on disk. `origin` is what it was made from and how."""
-        items = [tensor_item(n, t) for n, t in zip(STREAM_NAMES, coded.tensors(), strict=True)]
-        write_tensors(self.spooled(name), items, {"origin": _canonical(name, origin)}, sync=False)
-
-    def kept_format(self, name: str, origin: Mapping[str, Any]) -> str:
-        """Weight format of a matrix that an earlier run left, made from the same source in the
-        same way; "" if there is none."""
-        path = self.spooled(name)
+            _remove(self._old)
+            os.rename(self.dst, self._old)
         try:
-            with TensorFile(path) as f:
-                if f.metadata.get("origin") != _canonical(name, origin):
-                    return ""
-                return CodedMatrix(*(f.read(n) for n in STREAM_NAMES)).check().info.fmt.name
-        except FileNotFoundError:
-            return ""
-        except (CorruptStreamError, UnsupportedFormatError, KeyError):
-            path.unlink()  # power failed while it was written: nothing is lost but time
-            return ""
+            shutil.rmtree(self.spool.folder)  # not earlier: it holds what --resume needs
+            os.rename(self.folder, self.dst)
+        except BaseException:
+            self._restore()
+            raise
+        _sync_folder(self.dst.parent)
+        _remove(self._old)
 
-    def items(self, name: str) -> list[Item]:
-        """The four streams of a kept matrix, to be written under `<module>.weight...`."""
-        path = self.spooled(name)
-        with TensorFile(path) as f:
-            entries = dict(f.entries)
-        prefix = name.removesuffix("weight")
+    def finish_shard(self, shard: str, result: Any) -> None:
+        """Notes that a shard is written; `result` comes back from finished_shard()."""
+        record = [*_stamp(self.folder / shard), result]
+        write_text(self._record(shard), json.dumps(record))
 
-        def chunks(part: str) -> Iterator[Any]:
-            with TensorFile(path) as f:
-                yield from f.chunks(part)
-
-        return [
-            Item(
-                prefix + part,
-                entries[part].torch_dtype,
-                entries[part].shape,
-                lambda part=part: chunks(part),
-            )
-            for part in STREAM_NAMES
-        ]
-
-    def drop(self, name: str) -> None:
-        self.spooled(name).unlink(missing_ok=True)
+    def finished_shard(self, shard: str) -> Any | None:
+        """The result of a shard that this job has written, in this run or an earlier one."""
+        return self._read_record(shard)[2] if self._is_whole(shard) else None
 
     def _record(self, shard: str) -> Path:
-        return self.spool / f"{shard}.done.json"
+        return self.spool.folder / f"{shard}.done"
 
-    def finish_shard(self, shard: str, origin: Mapping[str, Any], result: Any) -> None:
-        """Notes that a shard is written; `result` comes back from finished_shard()."""
-        write_text(self._record(shard), json.dumps([_canonical(shard, origin), result]))
+    def _records(self) -> list[str]:
+        return [p.name.removesuffix(".done") for p in self.spool.folder.glob("*.done")]
 
-    def finished_shard(self, shard: str, origin: Mapping[str, Any]) -> Any | None:
+    def _read_record(self, shard: str) -> list[Any]:
         try:
-            found, result = json.loads(self._record(shard).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        written = (self.folder / shard).is_file()
-        return result if written and found == _canonical(shard, origin) else None
+            size, mtime_ns, result = json.loads(self._record(shard).read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError):
+            return [None, None, None]
+        return [size, mtime_ns, result]
+
+    def _is_whole(self, shard: str) -> bool:
+        """Whether the shard is as it was when it was finished."""
+        try:
+            return self._read_record(shard)[:2] == _stamp(self.folder / shard)
+        except FileNotFoundError:
+            return False
 
 
-def _canonical(name: str, origin: Mapping[str, Any]) -> str:
-    return json.dumps([name, dict(origin)], sort_keys=True)
+def require_replaceable(dst: Path) -> None:
+    """Raises ValueError, FileExistsError unless `dst` is a name to create, or a folder that a
+    rename can move away."""
+    if dst.name in ("", ".."):
+        raise ValueError(f"destination {str(dst)!r}: give the name of a folder to write")
+    for path in (dst, dst.with_name(dst.name + ".partial")):
+        kind = (
+            "a symbolic link"
+            if path.is_symlink()
+            else "a mount point"
+            if path.is_mount()
+            else "not a folder"
+            if path.exists() and not path.is_dir()
+            else ""
+        )
+        if kind:
+            raise FileExistsError(f"{path} is {kind} and cannot be replaced; choose another name")
+
+
+def _stamp(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
