@@ -74,7 +74,7 @@ def __getattr__(name: str) -> Any:
         if error.name != "transformers":
             raise
         raise ImportError(
-            f"codecllm.{name} needs transformers: pip install 'codecllm[transformers]'"
+            f"codecllm.{name} needs transformers: pip install 'transformers>=5,<6' accelerate"
         ) from error
     globals()[name] = value
     return value

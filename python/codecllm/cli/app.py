@@ -1,28 +1,29 @@
-"""Commands and their arguments."""
+"""Commands and their arguments.
+
+Commands import what they run themselves: torch takes a second, which --help must not cost, and
+`doctor` has to run where codecllm_ops does not load.
+"""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..model.compress_folder import compress_checkpoint
-from ..model.decompress_folder import decompress_checkpoint
-from ..model.inspect_folder import checkpoint_info, estimate_checkpoint, verify_checkpoint
-from ..model.report import CODED, CompressionReport
-from ..nn import Codec
+from .errors import guarded
 from .progress import progress
+
+if TYPE_CHECKING:
+    from ..model.inspect_folder import VerifyResult
+    from ..model.report import CompressionReport
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Keep LLM weights entropy-coded, bit-exact. Folders in, folders out.",
 )
@@ -48,6 +49,9 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """Size that SRC would have, from samples; writes nothing."""
+    from ..model.inspect_folder import estimate_checkpoint
+    from ..nn import Codec
+
     codec = Codec(tile_cols=tile_cols, predictor=predictor)
     with progress("estimate") as show:
         report = estimate_checkpoint(
@@ -70,6 +74,9 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Write SRC compressed to DST."""
+    from ..model.compress_folder import compress_checkpoint
+    from ..nn import Codec
+
     with progress("compress") as show:
         report = compress_checkpoint(
             src,
@@ -90,6 +97,8 @@ def decompress(
     src: Src, dst: Dst, force: Force = False, resume: Resume = False, as_json: Json = False
 ) -> None:
     """Write the dense checkpoint of the compressed folder SRC to DST."""
+    from ..model.decompress_folder import decompress_checkpoint
+
     with progress("decompress") as show:
         report = decompress_checkpoint(src, dst, force=force, resume=resume, progress=show)
     if as_json:
@@ -106,29 +115,38 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compare DST with its source SRC bit by bit; with one folder, check it and decode it."""
+    from ..model.inspect_folder import verify_checkpoint
+
     with progress("verify") as show:
         result = verify_checkpoint(src, dst, progress=show)
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
     else:
-        for line in result.mismatches[:10]:
-            print(line)
-        if len(result.mismatches) > 10:
-            print(f"... and {len(result.mismatches) - 10} more")
-        verdict = "equal bit by bit" if dst is not None else "checksums match, all decode"
-        if not result.ok:
-            verdict = f"{len(result.mismatches)} of {result.tensors} differ"
-        print(
-            f"{result.tensors} tensors, {result.coded} coded, "
-            f"{result.dense_bytes / 2**20:.1f} MiB: {verdict}, {result.seconds:.1f} s"
-        )
+        _print_verdict(result, compared=dst is not None)
     if not result.ok:
         raise typer.Exit(1)
+
+
+def _print_verdict(result: VerifyResult, compared: bool) -> None:
+    for line in result.mismatches[:10]:
+        print(line)
+    if len(result.mismatches) > 10:
+        print(f"... and {len(result.mismatches) - 10} more")
+    checked = f"{result.coded} coded tensors"
+    if compared:
+        checked = f"{result.tensors} tensors compared, {result.coded} of them coded"
+    verdict = "equal bit by bit" if compared else "checksums match, all decode"
+    if not result.ok:
+        verdict = f"{len(result.mismatches)} differ or are in one folder only"
+    print(f"{checked}, {result.dense_bytes / 2**20:.1f} MiB: {verdict}, {result.seconds:.1f} s")
 
 
 @app.command()
 def info(src: Src, as_json: Json = False) -> None:
     """List the tensors of a folder with their rates."""
+    from ..model.inspect_folder import checkpoint_info
+    from ..model.report import CODED
+
     report = checkpoint_info(src)
     if as_json:
         print(report.to_json())
@@ -163,7 +181,14 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Generate greedily and print the new text (without the prompt)."""
-    from ..integrations.generate import generate_text  # transformers takes seconds to import
+    try:
+        from ..integrations.generate import generate_text
+    except ModuleNotFoundError as error:
+        if error.name != "transformers":
+            raise
+        raise ImportError(
+            "generate needs transformers: pip install 'transformers>=5,<6' accelerate"
+        ) from error
 
     result = generate_text(
         src, prompt, max_new_tokens=max_new_tokens, mode=mode, exact=exact, chat=chat, device=device
@@ -193,41 +218,18 @@ def _print(report: CompressionReport, as_json: bool) -> None:
     print(report.to_json() if as_json else report.line())
 
 
-def run(arguments: list[str] | None = None) -> int:
-    """Runs a command; returns the exit code. Expected errors become one sentence on stderr."""
-    try:
-        code: Any = app(args=arguments, prog_name="codecllm", standalone_mode=False)
-        sys.stdout.flush()
+def run(arguments: list[str]) -> int:
+    """Runs a command; returns the exit code. Errors become one sentence on stderr."""
+
+    def work() -> int:
+        # typer's own help for no arguments is a usage error without text.
+        arguments_or_help = arguments or ["--help"]
+        try:
+            code: Any = app(args=arguments_or_help, prog_name="codecllm", standalone_mode=False)
+        except typer.Abort:
+            code = 130
+        if code == 130:  # what typer makes of an interrupt, or an Abort
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
-    except typer.Abort:
-        return _fail("interrupted", 130)
-    except KeyboardInterrupt:
-        return _fail("interrupted; --resume goes on", 130)
-    except BrokenPipeError:
-        # The reader of stdout is gone. Keep the interpreter's last flush from failing again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        return _fail(_sentence(error))
-    except (ValueError, NotImplementedError, ImportError, MemoryError) as error:
-        return _fail(" ".join(str(error).split()) or type(error).__name__)
-    except Exception as error:
-        # A usage error of click, which typer may carry as a private copy: known by its method.
-        if hasattr(error, "format_message"):
-            return _fail(error.format_message(), 2)
-        raise
 
-
-def _sentence(error: OSError) -> str:
-    if error.strerror is None:
-        return str(error)
-    hint = ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "; free some space and run again with --resume"
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror}{hint}"
-
-
-def _fail(sentence: str, code: int = 1) -> int:
-    print(f"codecllm: {sentence}", file=sys.stderr)
-    return code
+    return guarded(work, arguments)

@@ -8,31 +8,26 @@ import platform
 import warnings
 from typing import Any
 
-import torch
-
 import codecllm
-import codecllm_ops
 
 _PARTS = {
-    "transformers": "load and generate: pip install 'codecllm[transformers]'",
+    "transformers": "load and generate: pip install 'transformers>=5,<6' accelerate",
     "accelerate": "device maps: pip install accelerate",
     "safetensors": "transformers' reader of checkpoints: pip install safetensors",
 }
 
 
 def diagnose() -> dict[str, Any]:
-    """Everything a bug report needs."""
+    """Everything a bug report needs. What does not load is a finding, not an error."""
     found: dict[str, Any] = {
         "codecllm": codecllm.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "torch": torch.__version__,
-        "torch_threads": torch.get_num_threads(),
+        **_torch(),
         "cpus": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "backend": codecllm_ops.backend_info(),
+        "backend": _backend(),
     }
     missing = {}
     for name, purpose in _PARTS.items():
@@ -44,6 +39,30 @@ def diagnose() -> dict[str, Any]:
     found["transformers_registered"] = found["transformers"] is not None and _registers()
     found["missing"] = missing
     return found
+
+
+def _torch() -> dict[str, Any]:
+    try:
+        import torch
+    except Exception as error:
+        return {"torch": _problem(error)}
+    return {
+        "torch": torch.__version__,
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _backend() -> dict[str, Any]:
+    try:
+        import codecllm_ops  # raises for a CODECLLM_BACKEND that is not there
+    except Exception as error:
+        return {"problem": _problem(error)}
+    return codecllm_ops.backend_info()
+
+
+def _problem(error: Exception) -> str:
+    return f"does not load: {' '.join(str(error).split())}"
 
 
 def _registers() -> bool:

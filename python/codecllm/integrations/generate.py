@@ -61,8 +61,9 @@ def generate_text(
         chat: put prompts through the tokenizer's chat template, where it has one.
 
     Raises:
-        ValueError, OSError: the folder is no model, or has no tokenizer.
+        ValueError, OSError: the folder is no model, or has no tokenizer; no such device here.
     """
+    require_device(device)
     start = time.perf_counter()
     with Checkpoint(path) as source:
         is_coded = bool(source.coded_names())
@@ -84,6 +85,19 @@ def generate_text(
     return Generation(
         texts, tokens, seconds, weight_bytes(model), loaded_rss, _status_bytes("VmHWM"), loaded
     )
+
+
+def require_device(name: str) -> None:
+    """Raises ValueError unless tensors can be used on this device: before minutes of loading."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"{name!r} is not a device; cpu, cuda and cuda:1 are") from error
+    try:
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # of which type, differs from device to device
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"device {name!r} cannot be used here: {reason}") from error
 
 
 def _encode(tokenizer: Any, prompt: str, chat: bool) -> torch.Tensor:

@@ -101,7 +101,9 @@ class CodecllmQuantizer(HfQuantizer):
             self._replace(model, source)
         if not self._heads:
             raise ValueError(
-                f"{files[0].parent}: config.json says codecllm, but no file holds a coded matrix"
+                f"{files[0].parent}: config.json says the weights are compressed by codecllm, but "
+                "none of this model's are; run `codecllm compress` on the original folder again, "
+                "or delete quantization_config from config.json if the weights are dense"
             )
         self._tie_streams(model)
 
