@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -40,13 +41,20 @@ def setup_module():
 
 
 @pytest.fixture(scope="module")
-def pure_wheel(tmp_path_factory) -> zipfile.ZipFile:
+def tree(tmp_path_factory) -> Path:
+    """A copy of the repository: a build leaves folders behind."""
     pytest.importorskip("setuptools", minversion="77")
-    tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
-    for path in tracked_files():  # a copy: a build leaves folders behind
+    tree = tmp_path_factory.mktemp("tree")
+    for path in tracked_files():
         target = tree / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, target)
+    return tree
+
+
+@pytest.fixture(scope="module")
+def pure_wheel(tree, tmp_path_factory) -> zipfile.ZipFile:
+    out = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-build-isolation", "--no-deps"]
     done = subprocess.run(
         [*command, "--disable-pip-version-check", "--wheel-dir", str(out), str(tree)],
@@ -86,6 +94,18 @@ def test_wheel_metadata(pure_wheel):
     assert "codecllm = codecllm.cli:main" in pure_wheel.read(f"{info}/entry_points.txt").decode()
     required = {r for r in metadata.get_all("Requires-Dist") if "extra ==" not in r}
     assert required == {"torch>=2.11", "numpy", "safetensors"}
+
+
+def test_source_distribution_holds_what_is_compiled(tree, tmp_path):
+    command = [sys.executable, "setup.py", "-q", "sdist", "--dist-dir", str(tmp_path)]
+    environment = {**os.environ, "CODECLLM_NO_EXT": "1"}
+    subprocess.run(command, cwd=tree, env=environment, capture_output=True, check=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        names = {name.partition("/")[2] for name in packed.getnames()}
+    expected = {str(p.relative_to(ROOT)) for p in tracked_files() if (ROOT / "csrc") in p.parents}
+    assert expected and expected <= names
+    assert {"setup.py", "pyproject.toml", "LICENSE"} <= names
 
 
 def test_build_does_not_require_torch():

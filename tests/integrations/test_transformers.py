@@ -248,10 +248,11 @@ def test_a_file_cut_short_names_file_and_tensor(packed):
         codecllm.load_compressed_model(packed)
 
 
-def test_a_newer_version_is_refused_with_a_sentence(packed):
+@pytest.mark.parametrize("version", [2, "2", None])
+def test_another_version_is_refused_with_a_sentence(packed, version):
     path = packed / "config.json"
     config = json.loads(path.read_text())
-    config["quantization_config"]["version"] = 2
+    config["quantization_config"]["version"] = version
     path.write_text(json.dumps(config))
     with pytest.raises(codecllm.UnsupportedFormatError, match="upgrade codecllm"):
         load(packed)
@@ -268,6 +269,13 @@ def test_a_dense_folder_is_not_a_compressed_one(model, tmp_path):
     model.save_pretrained(tmp_path / "src")
     with pytest.raises(ValueError, match="not compressed"):
         codecllm.load_compressed_model(tmp_path / "src")
+
+
+def test_a_dense_folder_that_says_it_is_compressed(model, packed, tmp_path):
+    config = (packed / "config.json").read_text()
+    (tmp_path / "src" / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=r"`codecllm compress`.* or delete quantization_config"):
+        load(tmp_path / "src")
 
 
 @pytest.mark.parametrize("first", ["codecllm, transformers", "transformers, codecllm"])

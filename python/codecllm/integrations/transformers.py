@@ -49,7 +49,7 @@ class CodecllmConfig(QuantizationConfigMixin):
         dequantize: bool = False,
         **ignored: Any,
     ) -> None:
-        if version > VERSION:
+        if not (isinstance(version, int) and version <= VERSION):
             raise UnsupportedFormatError(
                 f"this checkpoint has codecllm version {version}, this build reads up to "
                 f"{VERSION}; upgrade codecllm"
