@@ -166,6 +166,13 @@ def test_links_that_cannot_be_copied_are_refused_before_work(
     assert [p.name for p in tmp_path.iterdir()] == ["src"]
 
 
+def test_a_pipe_in_the_source_is_refused_before_work(folder, tmp_path):
+    os.mkfifo(folder / "pipe")
+    with pytest.raises(ValueError, match="pipe is a pipe, socket or device"):
+        codecllm.compress_checkpoint(folder, tmp_path / "dst")
+    assert [p.name for p in tmp_path.iterdir()] == ["src"]
+
+
 def test_one_name_in_two_shards_is_refused(folder, tmp_path):
     one, two = sorted(folder.glob("*.safetensors"))
     state = load_file(two)

@@ -61,8 +61,8 @@ def other_files(source: Checkpoint) -> dict[str, Path]:
         Files by their path inside the folder.
 
     Raises:
-        ValueError, FileNotFoundError: links in a circle, or a link to nothing. Callers look before
-            they work, since these would stop the copying hours later.
+        ValueError, FileNotFoundError: links in a circle, a link to nothing, or a pipe. Callers
+            look before they work, since these would stop the copying hours later.
     """
     ours = {*source.files, INDEX, "config.json", REPORT}
     weights = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
@@ -80,6 +80,8 @@ def _files(path: Path, above: tuple[str, ...]) -> Iterator[Path]:
     if not path.is_dir():
         if not path.exists():
             raise FileNotFoundError(f"{path} is a link that leads nowhere; remove or mend it")
+        if not path.is_file():
+            raise ValueError(f"{path} is a pipe, socket or device; remove it")
         yield path
         return
     real = os.path.realpath(path)
