@@ -1,10 +1,9 @@
 // What an instruction set offers, and the choice between them. No torch.
 #pragma once
+#include "../core/convert.h"
 #include "coded_view.h"
 
 namespace codecllm {
-
-enum class Dtype { f32, bf16, f16 };
 
 struct LinearArgs {
   const void* x;       // packed by pack_x

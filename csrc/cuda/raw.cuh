@@ -1,0 +1,180 @@
+// A lane's raw bits (docs/format.md, section 5), some groups at a time.
+#pragma once
+#include "device.cuh"
+
+namespace codecllm::cuda {
+
+// Groups per iteration of the main loop: whole containers of every plane, and 16-byte loads of the
+// widest.
+template <class F>
+constexpr int kUnroll = F::fmt.word_bits == 8 || F::fmt.id == Fp16::fmt.id ? 4 : 2;
+
+// Containers of plane p in `groups` groups, when these begin at a container's border.
+template <class F>
+CLLM_HD constexpr int plane_containers(int p, int groups) {
+  constexpr WeightFormat fmt = F::fmt;  // a copy: device code cannot index the host's object
+  return kPairsPerGroup * groups * fmt.planes[p].bits / 16;
+}
+template <class F>
+CLLM_HD constexpr int containers_before(int p, int groups) {
+  int n = 0;
+  for (int i = 0; i < p; ++i) n += plane_containers<F>(i, groups);
+  return n;
+}
+
+CLLM_DEVICE uint32_t rotate_right(uint32_t v, int n) {
+  return n ? v >> n | v << (32 - n) : v;  // the compiler makes it one funnel shift
+}
+
+// Raw bits of kUnroll groups.
+template <class F>
+struct RawBits {
+  static constexpr int kCount = containers_before<F>(F::fmt.n_planes, kUnroll<F>);
+  uint32_t containers[kCount];
+
+  // Pair n of these groups (n = 4 * group + j): its bits among `fields`. `n` must be a constant.
+  CLLM_DEVICE uint32_t merge(int n, uint32_t fields) const {
+    constexpr WeightFormat fmt = F::fmt;
+#pragma unroll
+    for (int p = 0; p < fmt.n_planes; ++p) {
+      const Plane plane = fmt.planes[p];
+      if (plane.low_half) continue;
+      const int per_container = 16 / plane.bits;
+      const uint32_t c = containers[containers_before<F>(p, kUnroll<F>) + n / per_container];
+      fields = select_bits(plane.mask, rotate_right(c, plane.bits * (n % per_container)), fields);
+    }
+    return fields;
+  }
+  // Low halves of a pair of 32-bit words.
+  CLLM_DEVICE uint32_t low(int n) const {
+    if constexpr (F::fmt.word_bits == 32)
+      return containers[containers_before<F>(F::fmt.n_planes - 1, kUnroll<F>) + n];
+    return 0;
+  }
+};
+
+// A lane's part of a tile's raw plane.
+template <class F>
+struct RawTile {
+  const uint8_t* planes[F::fmt.n_planes];
+  int lane, groups;
+
+  CLLM_DEVICE RawTile(const uint8_t* tile, int lane, int groups) : lane(lane), groups(groups) {
+    constexpr WeightFormat fmt = F::fmt;
+#pragma unroll
+    for (int p = 0; p < fmt.n_planes; ++p) {
+      planes[p] = tile;
+      tile += 4 * kLanes * containers(fmt.planes[p].bits, groups);
+    }
+  }
+  // Iterations that find all their containers in full quads.
+  CLLM_DEVICE int iterations() const {
+    constexpr WeightFormat fmt = F::fmt;
+    int least = groups / kUnroll<F>;
+#pragma unroll
+    for (int p = 0; p < fmt.n_planes; ++p) {
+      const int n = plane_containers<F>(p, kUnroll<F>);
+      const int full = containers(fmt.planes[p].bits, groups) / 4 * 4 / n;
+      least = full < least ? full : least;
+    }
+    return least;
+  }
+  // One group anywhere, for what is left after the main loop. Fills the first group of `to`.
+  CLLM_DEVICE void load_group(int group, RawBits<F>& to) const {
+    constexpr WeightFormat fmt = F::fmt;
+#pragma unroll
+    for (int p = 0; p < fmt.n_planes; ++p) {
+      const int bits = fmt.planes[p].bits, per_container = 16 / bits;
+      const int count = containers(bits, groups);
+      uint32_t* c = to.containers + containers_before<F>(p, kUnroll<F>);
+      const int first = kPairsPerGroup * group / per_container;
+      const int n = bits * kPairsPerGroup > 16 ? bits * kPairsPerGroup / 16 : 1;
+#pragma unroll
+      for (int i = 0; i < n; ++i)
+        c[i] = load_once32(planes[p] + 4 * container_at(first + i, lane, count));
+      // Pairs of the group to the places of the container's first ones.
+      if (per_container > kPairsPerGroup)
+        c[0] = rotate_right(c[0], bits * (kPairsPerGroup * group % per_container));
+    }
+  }
+};
+
+// Walks over the full quads of a lane, an iteration (kUnroll groups) at a time.
+template <class F>
+struct RawCursor {
+  const uint8_t* at[F::fmt.n_planes];  // of an even iteration
+
+  CLLM_DEVICE explicit RawCursor(const RawTile<F>& tile) {
+#pragma unroll
+    for (int p = 0; p < F::fmt.n_planes; ++p) at[p] = tile.planes[p] + 16 * tile.lane;
+  }
+  // Bytes from container i * n of a lane to container (i + ahead) * n.
+  static CLLM_DEVICE int distance(int n, int i, int ahead) {
+    if (n >= 4) return ahead * (n / 4) * 16 * kLanes;
+    if (n == 2) return ahead / 2 * 16 * kLanes + ahead % 2 * 8;  // i is even
+    return (i % 4 + ahead) / 4 * 16 * kLanes + ((i + ahead) % 4 - i % 4) * 4;
+  }
+  // The containers of iteration i + ahead.
+  CLLM_DEVICE void load(int i, int ahead, RawBits<F>& to) const {
+#pragma unroll
+    for (int p = 0; p < F::fmt.n_planes; ++p) {
+      const int n = plane_containers<F>(p, kUnroll<F>);
+      uint32_t* c = to.containers + containers_before<F>(p, kUnroll<F>);
+      const uint8_t* from = at[p] + distance(n, i, ahead);
+      if (n >= 4) {
+#pragma unroll
+        for (int q = 0; q < n / 4; ++q) {
+          const uint4 v = load_once128(from + q * 16 * kLanes);
+          c[4 * q] = v.x, c[4 * q + 1] = v.y, c[4 * q + 2] = v.z, c[4 * q + 3] = v.w;
+        }
+      } else if (n == 2) {
+        const uint2 v = load_once64(from);
+        c[0] = v.x, c[1] = v.y;
+      } else {
+        c[0] = load_once32(from);
+      }
+    }
+  }
+  CLLM_DEVICE void advance(int i, int ahead) {
+#pragma unroll
+    for (int p = 0; p < F::fmt.n_planes; ++p)
+      at[p] += distance(plane_containers<F>(p, kUnroll<F>), i, ahead);
+  }
+};
+
+// Calls f(raw, n, parity) for every group of a tile, in order: the group's pairs are n .. n + 3 of
+// `raw`; `parity` is that of the group.
+// Two sets of registers in turn: one is loaded while the other is used, and nothing is copied.
+template <class F, class Each>
+CLLM_DEVICE void for_each_group(const RawTile<F>& tile, Each&& f) {
+  const auto use = [&](const RawBits<F>& raw) {
+#pragma unroll
+    for (int u = 0; u < kUnroll<F>; ++u) f(raw, kPairsPerGroup * u, u % 2);
+  };
+  const int iterations = uniform(tile.iterations());
+  if (iterations) {
+    RawCursor<F> cursor(tile);
+    RawBits<F> even, odd;
+    cursor.load(0, 0, even);
+    int i = 2;
+#pragma unroll 1
+    for (; i < iterations; i += 2) {
+      cursor.load(i - 2, 1, odd);
+      use(even);
+      cursor.advance(i - 2, 2);
+      cursor.load(i, 0, even);
+      use(odd);
+    }
+    if (i == iterations) cursor.load(i - 2, 1, odd);
+    use(even);
+    if (i == iterations) use(odd);
+  }
+#pragma unroll 1
+  for (int group = iterations * kUnroll<F>; group < tile.groups; ++group) {
+    RawBits<F> raw;
+    tile.load_group(group, raw);
+    f(raw, 0, group % 2);
+  }
+}
+
+}  // namespace codecllm::cuda

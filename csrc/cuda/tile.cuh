@@ -1,0 +1,183 @@
+// From the tile index to a tile that a warp can decode. Whatever the bytes say, nothing outside the
+// tensors is read: sizes are checked on the host (csrc/torch), offsets here.
+#pragma once
+#include "../cpu/coded_view.h"
+#include "lane.cuh"
+#include "linear.h"
+#include "raw.cuh"
+
+namespace codecllm::cuda {
+
+struct DeviceTile {
+  const uint8_t* words;
+  uint32_t start, end, total;  // this lane's words, and all of the tile's
+  const uint8_t* raw;
+  int segment, groups, rows;  // rows inside the matrix, 1..16
+  int64_t out_row;
+  bool valid;
+};
+
+// All lanes of a warp must call it. `lane` says whose words are wanted.
+CLLM_DEVICE DeviceTile locate_tile(const CodedView& m, int64_t tile_row, int64_t col_tile,
+                                   int lane) {
+  DeviceTile tile;
+  const int64_t number = tile_row * m.col_tiles + col_tile;
+  const uint32_t* record = m.index + number * (2 + m.len_bits);
+  const uint32_t first = __ldg(record), second = __ldg(record + 1);
+  tile.groups = m.groups(col_tile);
+  tile.raw = m.raw + tile_row * m.raw_row_bytes + col_tile * m.raw_tile_bytes;
+
+  const int me = threadIdx.x & 31, bit = me * m.len_bits, word = bit >> 5;
+  const uint32_t low = __ldg(record + 2 + word);
+  const uint32_t high = word + 1 < m.len_bits ? __ldg(record + 3 + word) : 0;
+  const uint64_t both = (uint64_t(high) << 32 | low) >> (bit & 31);
+  const uint32_t length = (second & 0xffff) + (uint32_t(both) & ((1u << m.len_bits) - 1));
+  uint32_t end = length;
+#pragma unroll
+  for (int distance = 1; distance < kLanes; distance *= 2) {
+    const uint32_t before = __shfl_up_sync(~0u, end, distance);
+    if (me >= distance) end += before;
+  }
+  tile.total = __shfl_sync(~0u, end, kLanes - 1);
+  tile.end = __shfl_sync(~0u, end, lane);
+  tile.start = tile.end - __shfl_sync(~0u, length, lane);
+
+  const int64_t begin = int64_t(first) * kStreamAlign;
+  tile.words = m.stream + begin;
+  tile.segment = int(second >> 16);
+  tile.valid = begin + 2 * (int64_t(tile.total) + kStreamPadWords) <= m.stream_bytes &&
+               tile.segment < m.segments;
+  if (tile.valid) {
+    const uint32_t* header = m.segment(tile.segment);
+    const int64_t local = (tile_row - __ldg(header + kFirstTileRow)) * kTileRows;
+    const int64_t left = int64_t(__ldg(header + kRows)) - local;
+    tile.rows = int(left < kTileRows ? left : kTileRows);
+    tile.out_row = __ldg(header + kFirstRow) + local;
+    tile.valid = local >= 0 && left > 0 && tile.out_row + tile.rows <= m.rows;
+  }
+  return tile;
+}
+
+// The last segment whose `field` (kFirstRow, kFirstTileRow) is at most `value`.
+CLLM_DEVICE int64_t segment_of(const CodedView& m, SegmentField field, int64_t value) {
+  int64_t low = 0, high = m.segments;
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    if (__ldg(m.segment(middle) + field) <= value)
+      low = middle;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+// Rows of the matrix in a tile row, from the table alone (a corrupt index must not move them).
+CLLM_DEVICE int rows_of(const CodedView& m, int64_t tile_row, int64_t& out_row) {
+  const uint32_t* header = m.segment(segment_of(m, kFirstTileRow, tile_row));
+  const int64_t local = (tile_row - __ldg(header + kFirstTileRow)) * kTileRows;
+  const int64_t left = int64_t(__ldg(header + kRows)) - local;
+  out_row = __ldg(header + kFirstRow) + local;
+  const int64_t inside = m.rows - out_row;  // whatever the table says
+  const int64_t rows = left < inside ? left : inside;
+  return int(rows < kTileRows ? rows : kTileRows);
+}
+
+CLLM_DEVICE GlobalWords global_words(const DeviceTile& tile, uint32_t at) {
+  return {tile.words, at, tile.total + kStreamPadWords - 1};
+}
+
+CLLM_DEVICE GlobalSlots global_slots(const CodedView& m, int segment) {
+  const uint32_t* slots = m.segment(segment) + kTableHeader;
+  return {slots, (1u << m.scale_bits) - 1, m.scale_bits, first_escape_slot(slots, m.scale_bits)};
+}
+
+// Decodes a tile and calls f(group, group % 2, pairs, raw, n) per group: the halves of the four
+// pairs without `flip`; pair n + j of `raw` for the low halves. False if the tile does not end as
+// it must.
+template <class F, bool Left, class Slots, class Words, class Each>
+CLLM_DEVICE bool decode_tile(const DeviceTile& tile, const Slots& slots, const Segment<F>& segment,
+                             Words begin, Words end, int raw_lane, Each&& f) {
+  Lane<Words> lane(begin);
+  const uint32_t base = own(segment.base);
+  uint32_t previous[2] = {segment.seed, segment.seed};
+  int group = 0;
+  for_each_group(RawTile<F>(tile.raw, raw_lane, tile.groups),
+                 [&](const RawBits<F>& raw, int n, int parity) {
+                   uint32_t pairs[kPairsPerGroup];
+                   decode_group<F>(lane, slots, base, pairs);
+                   if constexpr (Left) undo_left<F>(pairs, previous);
+#pragma unroll
+                   for (int j = 0; j < kPairsPerGroup; ++j) pairs[j] = raw.merge(n + j, pairs[j]);
+                   f(group++, parity, pairs, raw, n);
+                 });
+  return lane.ended(end);
+}
+
+// ---- what a block shares ------------------------------------------------------------------------
+
+// All threads of the block.
+CLLM_DEVICE void fill_table(const CodedView& m, int segment, const BlockLayout& layout,
+                            uint32_t* shared) {
+  const uint32_t* slots = m.segment(segment) + kTableHeader;
+  const int quads = layout.copies / 4;
+  if (quads == 0) {
+    for (int i = threadIdx.x; i < layout.copies << layout.scale_bits; i += blockDim.x)
+      shared[i] = device_entry(__ldg(slots + i / layout.copies));
+    return;
+  }
+  for (int i = threadIdx.x; i < 1 << layout.scale_bits; i += blockDim.x) {
+    const uint32_t e = device_entry(__ldg(slots + i));
+    uint4* to = (uint4*)(shared + i * layout.copies);
+    for (int q = 0; q < quads; ++q) to[q] = make_uint4(e, e, e, e);
+  }
+}
+
+CLLM_DEVICE SharedSlots shared_slots(const CodedView& m, int segment, const BlockLayout& layout,
+                                     const uint32_t* shared) {
+  const uint32_t lane = threadIdx.x & 31;
+  const uint32_t* slots = m.segment(segment) + kTableHeader;
+  return {shared_address(shared) + lane % layout.copies * 4, uint32_t(4 * layout.copies),
+          (1u << layout.scale_bits) - 1, layout.scale_bits,
+          first_escape_slot(slots, layout.scale_bits)};
+}
+
+// The warp's copy of its tile's words. Begin early, wait late.
+CLLM_DEVICE void stage_words(const DeviceTile& tile, SharedAddress buffer) {
+  const uint32_t bytes = (2 * tile.total + 15) / 16 * 16;
+  for (uint32_t i = 16 * (threadIdx.x & 31); i < bytes; i += 16 * kLanes)
+    copy_async16(buffer + i, tile.words + i);
+}
+
+// Runs `work` of each warp with its segment's table in shared memory. Nearly always all warps of a
+// block want the same table, and it is there already. All threads of the block must call it;
+// `segment` is -1 in warps without work. `wanted` is int[warps] in shared memory.
+template <class Work>
+CLLM_DEVICE void with_table(const CodedView& m, const BlockLayout& layout, uint32_t* table,
+                            int* wanted, int& loaded, int segment, Work&& work) {
+  const int warp = threadIdx.x >> 5;
+  if ((threadIdx.x & 31) == 0) wanted[warp] = segment;
+  __syncthreads();
+  for (int done = -1;;) {
+    int next = -1;
+    for (int w = 0; w < layout.warps; ++w)
+      if (wanted[w] > done && (next < 0 || wanted[w] < next)) next = wanted[w];
+    if (next < 0) break;
+    if (next != loaded) {
+      __syncthreads();  // nobody reads the old table any more
+      fill_table(m, next, layout, table);
+      loaded = next;
+      __syncthreads();
+    }
+    if (segment == next) work();
+    done = next;
+  }
+  __syncthreads();
+}
+
+// Where corruption is reported: the smallest number of a corrupt tile, if somebody asks.
+CLLM_DEVICE void report_corrupt(uint64_t* status, int64_t tile) {
+  if (status && (threadIdx.x & 31) == 0)
+    atomicMin((unsigned long long*)status, (unsigned long long)tile);
+}
+
+}  // namespace codecllm::cuda

@@ -1,0 +1,189 @@
+"""The CUDA kernels of csrc/cuda, compiled for the CPU and run by the emulator in emu/."""
+
+from __future__ import annotations
+
+import ctypes as c
+import functools
+import os
+import subprocess
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from codecllm_ops.codec.coded import CodedMatrix
+from codecllm_ops.codec.tables import runtime_table
+
+ROOT = Path(__file__).parents[2]
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+GOOD = 2**64 - 1  # status: no tile was corrupt
+BAD_ID = 2**64 - 2
+
+
+class View(c.Structure):
+    """struct CodedView of csrc/cpu/coded_view.h."""
+
+    _fields_ = [
+        ("stream", c.c_void_p),
+        ("stream_bytes", c.c_int64),
+        ("raw", c.c_void_p),
+        ("index", c.c_void_p),
+        ("table", c.c_void_p),
+        *((n, c.c_int64) for n in ("segments", "rows", "cols")),
+        *((n, c.c_int32) for n in ("format", "scale_bits", "len_bits", "predictor", "tile_cols")),
+        *((n, c.c_int64) for n in ("tile_rows", "col_tiles", "raw_row_bytes", "raw_tile_bytes")),
+    ]
+
+
+class Options(c.Structure):
+    """arch, processors, shared_per_block, shared_per_processor, buffer_bytes."""
+
+    _fields_ = [(n, c.c_int32) for n in ("arch", "sms", "block", "processor", "buffer_bytes")]
+
+
+class Plan(c.Structure):
+    _fields_ = [
+        *(
+            (n, c.c_int32)
+            for n in (
+                "path",
+                "log2_n",
+                "tile_rows",
+                "tile_columns",
+                "chunks",
+                "copies",
+                "warps",
+                "shared_bytes",
+            )
+        ),
+        ("grid", c.c_int64),
+    ]
+
+
+PATHS = ("mma", "fma", "gemm")  # enum class Path of csrc/cuda/plan.h
+
+
+def build(folder: Path, *flags: str) -> Path:
+    """Compiles the kernels for the CPU; nothing is done if they have not changed."""
+    target = folder / "libemulated.so"
+    sources = [*ROOT.glob("csrc/c[ou]*/*"), *Path(__file__).parent.rglob("emu/**/*")]
+    newest = max(s.stat().st_mtime for s in sources if s.is_file())
+    if not target.exists() or target.stat().st_mtime < newest:
+        compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "g++"
+        temporary = folder / f"{os.getpid()}.so"
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run(
+            [*compiler.split()[:1], "-std=c++20", "-O2", "-g1", "-fPIC", "-shared", "-Wall",
+             "-Wno-unknown-pragmas", f"-I{ROOT}/tests/cuda/emu/fake", *flags, "-o", temporary,
+             ROOT / "tests/cuda/emu/emulated.cpp"],
+            check=True,
+        )  # fmt: skip
+        temporary.rename(target)
+    return target
+
+
+@functools.cache
+def library():
+    lib = c.CDLL(os.environ.get("CODECLLM_EMULATED") or build(ROOT / "build/emulator"))
+    lib.emulated_plan.restype = Plan
+    for name in ("emulated_linear", "emulated_decode", "emulated_decode_rows", "sizeof_view"):
+        getattr(lib, name).restype = c.c_uint64
+    assert lib.sizeof_view() == c.sizeof(View)
+    return lib
+
+
+@dataclass
+class Device:
+    """The GPU that the emulator pretends to be; its size decides how work is cut."""
+
+    arch: int = 90
+    processors: int = 3
+    shared_per_block: int = 232448
+    shared_per_processor: int = 233472
+    buffer_bytes: int = 0
+
+    def options(self) -> Options:
+        return Options(
+            self.arch,
+            self.processors,
+            self.shared_per_block,
+            self.shared_per_processor,
+            self.buffer_bytes,
+        )
+
+
+def view_of(coded: CodedMatrix, table: torch.Tensor | None = None) -> tuple[View, torch.Tensor]:
+    """The struct, and the tensor that must live as long as it."""
+    head = coded.info
+    fmt = head.fmt
+    if table is None:
+        table = torch.from_numpy(runtime_table(head))
+    tile_rows = sum(-(-s.rows // 16) for s in head.segments)
+    col_tiles = -(-head.cols // head.tile_cols)
+
+    def tile_bytes(groups: int) -> int:
+        return 128 * sum(-(-4 * groups * p.bits // 16) for p in fmt.planes)
+
+    last = -(-(head.cols - (col_tiles - 1) * head.tile_cols) // 16)
+    full = tile_bytes(head.tile_cols // 16)
+    view = View(
+        coded.stream.data_ptr(), coded.stream.numel(), coded.raw.data_ptr(),
+        coded.index.data_ptr(), table.data_ptr(), len(head.segments), head.rows, head.cols,
+        fmt.id, head.scale_bits, head.len_bits, head.predictor, head.tile_cols,
+        tile_rows, col_tiles, (col_tiles - 1) * full + tile_bytes(last), full,
+    )  # fmt: skip
+    return view, table
+
+
+def decode(coded: CodedMatrix, device: Device | None = None) -> tuple[torch.Tensor, int]:
+    """Words of the matrix, and the status."""
+    view, table = view_of(coded)
+    fmt = coded.info.fmt
+    out = torch.full((view.rows, view.cols * fmt.word_bytes), 0x55, dtype=torch.uint8)
+    options = (device or Device()).options()
+    status = library().emulated_decode(c.byref(view), c.c_void_p(out.data_ptr()), c.byref(options))
+    del table
+    return out.view(fmt.dtype), status
+
+
+def decode_rows(ids: torch.Tensor, coded: CodedMatrix) -> tuple[torch.Tensor, int]:
+    view, table = view_of(coded)
+    fmt = coded.info.fmt
+    out = torch.full((ids.numel(), view.cols * fmt.word_bytes), 0x55, dtype=torch.uint8)
+    status = library().emulated_decode_rows(
+        c.byref(view), c.c_void_p(ids.data_ptr()), c.c_int64(ids.numel()),
+        c.c_void_p(out.data_ptr()),
+    )  # fmt: skip
+    del table
+    return out.view(fmt.dtype), status
+
+
+def plan(coded: CodedMatrix, m: int, dtype: torch.dtype, device: Device | None = None) -> Plan:
+    view, table = view_of(coded)
+    options = (device or Device()).options()
+    found = library().emulated_plan(c.byref(view), c.c_int64(m), DTYPES[dtype], c.byref(options))
+    del table
+    return found
+
+
+def linear(
+    x: torch.Tensor,
+    coded: CodedMatrix,
+    bias: torch.Tensor | None = None,
+    device: Device | None = None,
+) -> tuple[torch.Tensor, int]:
+    """decode_linear of x [m, cols], and the status."""
+    view, table = view_of(coded)
+    scale = coded.info.scale
+    out = torch.full((x.shape[0], view.rows), float("nan"), dtype=x.dtype)
+    options = (device or Device()).options()
+    status = library().emulated_linear(
+        c.byref(view), c.c_void_p(x.data_ptr()), c.c_int64(x.shape[0]), DTYPES[x.dtype],
+        None if scale is None else c.c_void_p(scale.ctypes.data),
+        int(coded.info.scale_kind == 2),
+        None if bias is None else c.c_void_p(bias.data_ptr()),
+        c.c_void_p(out.data_ptr()), c.byref(options),
+    )  # fmt: skip
+    del table
+    return out, status
