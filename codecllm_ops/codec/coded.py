@@ -27,6 +27,7 @@ PARTS = {
 
 STORED_BIT = 18
 SCALE_KIND_SHIFT = 19
+LAYOUT_BITS = 0xFFFF_001F_FFFF  # those with a meaning; kernels refuse all others
 
 
 def pack_layout(head: Head) -> int:

@@ -57,7 +57,7 @@ def decode(coded: CodedMatrix, dtype: torch.dtype | None = None) -> torch.Tensor
     Raises:
         CorruptStreamError: the streams do not end as the encoder began.
     """
-    return _translated(torch.ops.codecllm.decode, *_args(coded), *_shape(coded), dtype=dtype)
+    return translated(torch.ops.codecllm.decode, *_args(coded), *_shape(coded), dtype=dtype)
 
 
 def decode_linear(
@@ -72,14 +72,14 @@ def decode_linear(
     Returns:
         [..., N] of x's dtype, accumulated in float32.
     """
-    return _translated(torch.ops.codecllm.decode_linear, x, *_args(coded), bias, *_shape(coded))
+    return translated(torch.ops.codecllm.decode_linear, x, *_args(coded), bias, *_shape(coded))
 
 
 def decode_rows(
     ids: torch.Tensor, coded: CodedMatrix, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """Rows `ids` (int64 or int32, any shape) of the matrix: [*ids.shape, K]. See decode."""
-    return _translated(
+    return translated(
         torch.ops.codecllm.decode_rows, ids, *_args(coded), *_shape(coded), dtype=dtype
     )
 
@@ -118,15 +118,16 @@ def _shape(c: CodedMatrix):
     return c.info.rows, c.info.cols, c.layout
 
 
-def _translated(op, *args, **kwargs):
-    """C++ can only raise RuntimeError; give corruption and bad indices their own types back."""
+def translated(op, *args, **kwargs):
+    """Calls an op of torch.ops.codecllm. Compiled kernels can only raise RuntimeError: corruption
+    and bad indices get their own types back.
+    """
     try:
         return op(*args, **kwargs)
     except RuntimeError as error:
-        message = str(error).split("\n")[0]
-        message = message[max(0, message.find("codecllm::")) :]  # after the C++ file and line
+        message = str(error)
         if ": corrupt " in message:
-            raise CorruptStreamError(message) from error
+            raise CorruptStreamError(message) from None
         if "is out of range" in message:
-            raise IndexError(message) from error
+            raise IndexError(message) from None
         raise

@@ -7,12 +7,13 @@
 namespace codecllm {
 
 using torch::headeronly::ScalarType;
+using torch::headeronly::toString;
 using torch::stable::Tensor;
 
 // The op argument `layout`, packed by codecllm_ops/codec/coded.py.
 struct Layout {
   int format, scale_bits, len_bits, predictor, scale_kind, tile_cols;
-  bool stored;
+  bool stored, known;
   explicit Layout(int64_t v)
       : format(v & 0xff),
         scale_bits(v >> 8 & 0xf),
@@ -20,24 +21,26 @@ struct Layout {
         predictor(v >> 17 & 1),
         scale_kind(v >> 19 & 3),
         tile_cols(v >> 32 & 0xffff),
-        stored(v >> 18 & 1) {}
+        stored(v >> 18 & 1),
+        known((v & ~int64_t(0xffff001fffff)) == 0 && scale_kind != 3) {}
 };
 
 enum ScaleKind { kNoScale, kTensorScale, kRowScale };
 
 inline void check_tensor(const Tensor& t, ScalarType dtype, int64_t dim, const char* op,
                          const char* name) {
-  STD_TORCH_CHECK(t.is_cpu(), "codecllm::", op, ": ", name, " is not on the CPU like the others");
-  STD_TORCH_CHECK(t.scalar_type() == dtype, "codecllm::", op, ": ", name, " has the wrong dtype");
-  STD_TORCH_CHECK(t.dim() == dim, "codecllm::", op, ": ", name, " has ", t.dim(),
+  CLLM_CHECK(t.is_cpu(), "codecllm::", op, ": ", name, " is not on the CPU like the others");
+  CLLM_CHECK(t.scalar_type() == dtype, "codecllm::", op, ": ", name, " is ", toString(t.scalar_type()),
+             ", not ", toString(dtype));
+  CLLM_CHECK(t.dim() == dim, "codecllm::", op, ": ", name, " has ", t.dim(),
                   " dimensions, not ", dim);
-  STD_TORCH_CHECK(t.is_contiguous(), "codecllm::", op, ": ", name, " is not contiguous");
+  CLLM_CHECK(t.is_contiguous(), "codecllm::", op, ": ", name, " is not contiguous");
 }
 
 inline int word_bytes(int format, const char* op) {
   int bytes = 0;
   bool known = with_format(format, [&](auto f) { bytes = decltype(f)::fmt.word_bytes(); });
-  STD_TORCH_CHECK(known, "codecllm::", op, ": unknown weight format id ", format);
+  CLLM_CHECK(known, "codecllm::", op, ": unknown weight format id ", format);
   return bytes;
 }
 
@@ -49,8 +52,9 @@ inline CodedView coded_view(const Tensor& stream, const Tensor& raw, const Tenso
   check_tensor(raw, ScalarType::Byte, 1, op, "raw");
   check_tensor(index, ScalarType::Int, 1, op, "index");
   check_tensor(table, ScalarType::Int, 2, op, "table");
+  CLLM_CHECK(layout.known, "codecllm::", op, ": corrupt layout: unknown bits");
   // Fewer than 2^57 words: no product below can overflow.
-  STD_TORCH_CHECK(rows >= 0 && cols >= 0 && rows < INT32_MAX && cols < INT32_MAX &&
+  CLLM_CHECK(rows >= 0 && cols >= 0 && rows < INT32_MAX && cols < INT32_MAX &&
                       rows * cols < int64_t(1) << 57,
                   "codecllm::", op, ": shape ", rows, " x ", cols);
   CodedView v = {};
@@ -61,7 +65,7 @@ inline CodedView coded_view(const Tensor& stream, const Tensor& raw, const Tenso
   v.format = layout.format;
   int bytes = word_bytes(layout.format, op);
   if (layout.stored) {
-    STD_TORCH_CHECK(v.stream_bytes == rows * cols * bytes, "codecllm::", op,
+    CLLM_CHECK(v.stream_bytes == rows * cols * bytes, "codecllm::", op,
                     ": corrupt stream: a stored matrix of ", v.stream_bytes, " bytes");
     return v;
   }
@@ -73,24 +77,24 @@ inline CodedView coded_view(const Tensor& stream, const Tensor& raw, const Tenso
   v.len_bits = layout.len_bits;
   v.predictor = layout.predictor;
   v.tile_cols = layout.tile_cols;
-  STD_TORCH_CHECK(v.scale_bits >= kMinScaleBits && v.scale_bits <= kMaxScaleBits, "codecllm::", op,
+  CLLM_CHECK(v.scale_bits >= kMinScaleBits && v.scale_bits <= kMaxScaleBits, "codecllm::", op,
                   ": corrupt layout: scale_bits ", v.scale_bits);
-  STD_TORCH_CHECK(v.len_bits >= 1 && v.len_bits <= 16, "codecllm::", op,
+  CLLM_CHECK(v.len_bits >= 1 && v.len_bits <= 16, "codecllm::", op,
                   ": corrupt layout: len_bits ", v.len_bits);
-  STD_TORCH_CHECK(v.tile_cols >= 16 && v.tile_cols % 16 == 0 && v.tile_cols <= kMaxTileCols,
+  CLLM_CHECK(v.tile_cols >= 16 && v.tile_cols % 16 == 0 && v.tile_cols <= kMaxTileCols,
                   "codecllm::", op, ": corrupt layout: tile_cols ", v.tile_cols);
-  STD_TORCH_CHECK(table.size(1) == kTableHeader + (int64_t(1) << v.scale_bits), "codecllm::", op,
+  CLLM_CHECK(table.size(1) == kTableHeader + (int64_t(1) << v.scale_bits), "codecllm::", op,
                   ": corrupt table: ", table.size(1), " entries for scale_bits ", v.scale_bits);
   v.col_tiles = ceil_div(cols, v.tile_cols);
   int64_t row = 0;
   for (int64_t s = 0; s < v.segments; ++s) {
     const uint32_t* h = v.segment(s);
-    STD_TORCH_CHECK(h[kFirstRow] == row && h[kFirstTileRow] == v.tile_rows, "codecllm::", op,
+    CLLM_CHECK(h[kFirstRow] == row && h[kFirstTileRow] == v.tile_rows, "codecllm::", op,
                     ": corrupt table: segment ", s, " does not follow the one before it");
     row += h[kRows];
     v.tile_rows += ceil_div(h[kRows], kTileRows);
   }
-  STD_TORCH_CHECK(row == rows, "codecllm::", op, ": corrupt table: segments of ", row,
+  CLLM_CHECK(row == rows, "codecllm::", op, ": corrupt table: segments of ", row,
                   " rows, not ", rows);
   with_format(v.format, [&](auto f) {
     constexpr WeightFormat fmt = decltype(f)::fmt;
@@ -99,19 +103,19 @@ inline CodedView coded_view(const Tensor& stream, const Tensor& raw, const Tenso
       v.raw_row_bytes =
           (v.col_tiles - 1) * v.raw_tile_bytes + raw_tile_bytes(fmt, v.groups(v.col_tiles - 1));
   });
-  STD_TORCH_CHECK(raw.numel() == v.tile_rows * v.raw_row_bytes, "codecllm::", op,
+  CLLM_CHECK(raw.numel() == v.tile_rows * v.raw_row_bytes, "codecllm::", op,
                   ": corrupt raw plane: ", raw.numel(), " bytes, not ",
                   v.tile_rows * v.raw_row_bytes);
-  STD_TORCH_CHECK(index.numel() == v.tile_rows * v.col_tiles * (2 + v.len_bits), "codecllm::", op,
+  CLLM_CHECK(index.numel() == v.tile_rows * v.col_tiles * (2 + v.len_bits), "codecllm::", op,
                   ": corrupt index: ", index.numel(), " values, not ",
                   v.tile_rows * v.col_tiles * (2 + v.len_bits));
   return v;
 }
 
 inline void check_status(const Status& s, const char* op) {
-  STD_TORCH_CHECK(s.what != Corruption::index, "codecllm::", op, ": corrupt index: tile ", s.tile,
+  CLLM_CHECK(s.what != Corruption::index, "codecllm::", op, ": corrupt index: tile ", s.tile,
                   " lies outside the coded plane or names another segment");
-  STD_TORCH_CHECK(s.what != Corruption::stream, "codecllm::", op, ": corrupt coded plane: tile ",
+  CLLM_CHECK(s.what != Corruption::stream, "codecllm::", op, ": corrupt coded plane: tile ",
                   s.tile, " (or the one below it) does not end in the encoder's first state");
 }
 

@@ -4,7 +4,15 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <stdexcept>
 
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK
 #define STABLE_TORCH_ERROR_CODE_CHECK(call) TORCH_ERROR_CODE_CHECK(call)
 #endif
+
+// As STD_TORCH_CHECK, without the C++ function, file and line before the message: users see it.
+#define CLLM_CHECK(cond, ...) \
+  if (!(cond))                \
+  throw std::runtime_error(torch::headeronly::detail::stdTorchCheckMsgImpl("", ##__VA_ARGS__))

@@ -99,7 +99,7 @@ Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& 
   check_tensor(ids, ScalarType::Long, 1, "decode_rows", "ids");
   const int64_t* id = ids.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < ids.numel(); ++i)
-    STD_TORCH_CHECK(id[i] >= 0 && id[i] < rows, "codecllm::decode_rows: index ", id[i],
+    CLLM_CHECK(id[i] >= 0 && id[i] < rows, "codecllm::decode_rows: index ", id[i],
                     " is out of range for a matrix of ", rows, " rows");
   const int64_t row_bytes = cols * word_bytes(layout.format, "decode_rows");
   Tensor out = torch::stable::new_empty(stream, {ids.numel(), row_bytes}, ScalarType::Byte);
@@ -127,7 +127,8 @@ Dtype activation_dtype(const Tensor& x) {
     case ScalarType::Half:
       return Dtype::f16;
     default:
-      STD_TORCH_CHECK(false, "codecllm::decode_linear: x is neither float32, bfloat16 nor float16");
+      CLLM_CHECK(false, "codecllm::decode_linear: x is ", toString(x.scalar_type()),
+                 ", not Float, BFloat16 or Half");
   }
 }
 
@@ -229,10 +230,11 @@ Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, c
                      int64_t cols, int64_t layout_bits) {
   const char* op = "decode_linear";
   const Layout layout(layout_bits);
-  STD_TORCH_CHECK(x.is_cpu(), "codecllm::decode_linear: x is not on the CPU like the weight");
-  STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == cols,
+  CLLM_CHECK(x.is_cpu(), "codecllm::decode_linear: x is not on the CPU like the weight");
+  CLLM_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == cols,
                   "codecllm::decode_linear: the last dimension of x must be ", cols, ", it is ",
                   x.dim() ? x.size(x.dim() - 1) : 0);
+  if (bias) bias = torch::stable::contiguous(*bias);
   LinearCall c = {coded_view(stream, raw, index, table, rows, cols, layout, op),
                   layout,
                   activation_dtype(x),
@@ -241,14 +243,14 @@ Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, c
                   bias};
   if (bias) {
     check_tensor(*bias, x.scalar_type(), 1, op, "bias");
-    STD_TORCH_CHECK(bias->size(0) == rows, "codecllm::decode_linear: bias of ", bias->size(0),
+    CLLM_CHECK(bias->size(0) == rows, "codecllm::decode_linear: bias of ", bias->size(0),
                     " for ", rows, " rows");
   }
-  STD_TORCH_CHECK(bool(scale) == (layout.scale_kind != kNoScale),
+  CLLM_CHECK(bool(scale) == (layout.scale_kind != kNoScale),
                   "codecllm::decode_linear: scale missing or not wanted");
   if (scale) {
     check_tensor(*scale, ScalarType::Float, 1, op, "scale");
-    STD_TORCH_CHECK(scale->size(0) == (c.scale_per_row() ? rows : 1),
+    CLLM_CHECK(scale->size(0) == (c.scale_per_row() ? rows : 1),
                     "codecllm::decode_linear: ", scale->size(0), " scales for ", rows, " rows");
   }
   if (layout.stored)
@@ -278,9 +280,9 @@ DenseView dense_view(const Tensor& words, int64_t cols, int64_t format, int64_t 
                      int64_t predictor, int64_t pad_value, const char* op) {
   check_tensor(words, ScalarType::Byte, 2, op, "words");
   const int bytes = word_bytes(int(format), op);
-  STD_TORCH_CHECK(words.size(1) == cols * bytes, "codecllm::", op, ": ", words.size(1),
+  CLLM_CHECK(words.size(1) == cols * bytes, "codecllm::", op, ": ", words.size(1),
                   " bytes a row for ", cols, " columns");
-  STD_TORCH_CHECK(tile_cols >= 16 && tile_cols % 16 == 0 && tile_cols <= kMaxTileCols,
+  CLLM_CHECK(tile_cols >= 16 && tile_cols % 16 == 0 && tile_cols <= kMaxTileCols,
                   "codecllm::", op, ": tile_cols ", tile_cols,
                   " is not a multiple of 16 from 16 to 16384");
   return {words.const_data_ptr<uint8_t>(),
@@ -333,21 +335,21 @@ std::tuple<Tensor, Tensor, Tensor> encode_tiles_op(const Tensor& words, const Te
   const DenseView view = dense_view(words, cols, format, tile_cols, predictor, pad_value, op);
   check_tensor(pairs, ScalarType::Long, 1, op, "pairs");
   check_tensor(freqs, ScalarType::Long, 1, op, "freqs");
-  STD_TORCH_CHECK(scale_bits >= kMinScaleBits && scale_bits <= kMaxScaleBits, "codecllm::", op,
+  CLLM_CHECK(scale_bits >= kMinScaleBits && scale_bits <= kMaxScaleBits, "codecllm::", op,
                   ": scale_bits ", scale_bits, " outside 8..11");
-  STD_TORCH_CHECK(pairs.numel() == freqs.numel() && window_base >= 0, "codecllm::", op, ": ",
+  CLLM_CHECK(pairs.numel() == freqs.numel() && window_base >= 0, "codecllm::", op, ": ",
                   pairs.numel(), " pairs, ", freqs.numel(), " frequencies, window_base ",
                   window_base);
   int64_t sum = 0;
   for (int64_t i = 0; i < pairs.numel(); ++i) {
     int64_t id = pairs.const_data_ptr<int64_t>()[i], freq = freqs.const_data_ptr<int64_t>()[i];
-    STD_TORCH_CHECK(id >= 0 && id / 32 < kEscapeIndex && id % 32 < kEscapeIndex && freq > 0 &&
+    CLLM_CHECK(id >= 0 && id / 32 < kEscapeIndex && id % 32 < kEscapeIndex && freq > 0 &&
                         freq < int64_t(1) << scale_bits &&
                         window_base + std::max(id / 32, id % 32) < 256,
                     "codecllm::", op, ": pair ", id, " of frequency ", freq);
     sum += freq;
   }
-  STD_TORCH_CHECK(sum < int64_t(1) << scale_bits, "codecllm::", op,
+  CLLM_CHECK(sum < int64_t(1) << scale_bits, "codecllm::", op,
                   ": frequencies leave nothing for the escape");
   const EncoderTables tables(pairs.const_data_ptr<int64_t>(), freqs.const_data_ptr<int64_t>(),
                              pairs.numel(), uint32_t(window_base), int(scale_bits));
@@ -371,7 +373,7 @@ std::tuple<Tensor, Tensor, Tensor> encode_tiles_op(const Tensor& words, const Te
       out_of_memory = true;
     }
   });
-  STD_TORCH_CHECK(!out_of_memory, "codecllm::", op, ": out of memory");
+  CLLM_CHECK(!out_of_memory, "codecllm::", op, ": out of memory");
   std::vector<int64_t> at(size_t(tile_rows) + 1, 0);
   for (size_t r = 0; r < rows.size(); ++r) at[r + 1] = at[r] + 2 * int64_t(rows[r].size());
   Tensor stream =

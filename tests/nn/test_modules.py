@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import pickle
 import threading
 import weakref
 
@@ -14,7 +15,17 @@ from torch import nn
 from torch.nn import functional as F
 
 import codecllm
-from codecllm.nn import STREAM_DTYPES, STREAM_NAMES, CompressedEmbedding, CompressedLinear
+import codecllm_ops
+from codecllm.nn import (
+    STREAM_DTYPES,
+    STREAM_NAMES,
+    CompressedEmbedding,
+    CompressedLinear,
+    checksums_compared,
+    coded_form,
+    dense_form,
+    sync_tables,
+)
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 
@@ -143,6 +154,26 @@ def test_damaged_state_dict_is_refused_naming_the_field():
         module.load_state_dict(state)
 
 
+@pytest.mark.parametrize("name", ["weight", "weight_raw", "weight_index"])
+def test_checksums_of_a_state_dict_are_compared(name):
+    module = CompressedLinear(linear())
+    state = {k: v.clone() for k, v in module.state_dict().items()}
+    state[name][state[name].numel() // 2] ^= 1
+    for assign in (False, True):
+        with pytest.raises(codecllm.CorruptStreamError, match=r"weight: .*CRC-32"):
+            module.load_state_dict(state, assign=assign)
+
+
+def test_checksums_may_be_left_to_the_caller():
+    module = CompressedLinear(linear())
+    state = {k: v.clone() for k, v in module.state_dict().items()}
+    state["weight_raw"][5] ^= 1
+    with checksums_compared():
+        module.load_state_dict(state)
+    with pytest.raises(codecllm.CorruptStreamError, match="raw: CRC-32"):
+        module.load_state_dict(state)
+
+
 def test_dense_state_dict_says_what_to_do():
     with pytest.raises(RuntimeError, match="Load it into the uncompressed model"):
         CompressedLinear(linear()).load_state_dict(linear().state_dict())
@@ -158,6 +189,91 @@ def test_deepcopy_and_torch_save_keep_everything():
     fresh = CompressedLinear.from_streams(96, 80, None, bias=nn.Parameter(dense.bias.clone()))
     fresh.load_state_dict(torch.load(file, weights_only=True))
     assert_bits_equal(fresh.decompress().weight, dense.weight)
+
+
+def save_and_load(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+class Scaled(nn.Linear):
+    """As model code subclasses nn.Linear."""
+
+    def __init__(self, *args, factor=2.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.factor = factor
+
+    def forward(self, x):
+        return super().forward(x) * self.factor
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [
+        copy.copy,
+        copy.deepcopy,
+        lambda m: pickle.loads(pickle.dumps(m)),
+        save_and_load,
+    ],
+    ids=["copy", "deepcopy", "pickle", "torch.save"],
+)
+def test_modules_of_subclasses_are_copied_and_pickled(copied):
+    dense = Scaled(96, 80, factor=3.0, dtype=torch.bfloat16)
+    module = coded_form(dense, coded_streams(dense), torch.bfloat16)
+    again = copied(module)
+    assert type(again) is type(module) and again.factor == 3.0
+    x = torch.randn(2, 96, dtype=torch.bfloat16)
+    assert torch.equal(again(x), module(x))
+    assert type(dense_form(again)) is Scaled
+
+
+def coded_streams(dense):
+    return dict(zip(STREAM_NAMES, codecllm_ops.encode(dense.weight).tensors(), strict=True))
+
+
+def test_requires_grad_leaves_the_streams_frozen():
+    module = CompressedLinear(linear())
+    assert module.requires_grad_(False) is module and not module.bias.requires_grad
+    module.requires_grad_()
+    assert module.bias.requires_grad and not module.weight.requires_grad
+
+
+def test_bias_of_any_stride():
+    module = CompressedLinear(linear())
+    x, bias = torch.randn(2, 96, dtype=torch.bfloat16), module.bias.detach()
+    expected = module(x)
+    module.bias = nn.Parameter(bias.repeat_interleave(2)[::2])
+    assert not module.bias.is_contiguous()
+    assert torch.equal(module(x), expected)
+
+
+def damaged(module):
+    """Streams of the right sizes that do not end as the encoder began."""
+    module.weight.data[:2] ^= 0x55
+    return module
+
+
+def test_errors_have_their_own_types_and_show_no_paths():
+    dense = linear()
+    embedding = CompressedEmbedding(nn.Embedding(64, 32))
+    x = torch.randn(2, 96, dtype=torch.bfloat16)
+    calls = [
+        (codecllm.CorruptStreamError, lambda: damaged(CompressedLinear(dense))(x)),
+        (codecllm.CorruptStreamError, lambda: damaged(CompressedLinear(dense, exact=True))(x)),
+        (codecllm.CorruptStreamError, lambda: damaged(CompressedLinear(dense)).decompress()),
+        (IndexError, lambda: embedding(torch.tensor([64]))),
+        (IndexError, lambda: embedding(torch.tensor([-1]))),
+        (RuntimeError, lambda: CompressedLinear(dense)(x.double())),
+        (RuntimeError, lambda: CompressedLinear(dense)(x[:, 1:])),
+    ]
+    for error, call in calls:
+        with pytest.raises(error) as caught:
+            call()
+        assert str(caught.value).startswith("codecllm::") and "csrc" not in str(caught.value)
+    with pytest.raises(RuntimeError, match=r"x is (torch\.float64|Double), not"):
+        CompressedLinear(dense)(x.double())
 
 
 def test_meta_module_takes_streams_by_assignment():
@@ -182,6 +298,98 @@ def test_new_streams_get_new_tables():
     assert not module.ready
     x = torch.randn(1, 96, dtype=torch.bfloat16)
     assert torch.equal(module(x), other(x))
+
+
+def by_parameters(module, streams):
+    for name in STREAM_NAMES:
+        module._parameters[name] = nn.Parameter(streams[name], requires_grad=False)
+
+
+def by_data(module, streams):
+    for name in STREAM_NAMES:
+        getattr(module, name).data = streams[name]
+
+
+def by_copy(module, streams):
+    for name in STREAM_NAMES:
+        getattr(module, name).copy_(streams[name])
+
+
+def by_copy_behind_autograd(module, streams):
+    for name in STREAM_NAMES:
+        getattr(module, name).data.copy_(streams[name])
+
+
+@pytest.mark.parametrize("replace", [by_parameters, by_data, by_copy, by_copy_behind_autograd])
+@pytest.mark.parametrize("inference", [False, True])
+def test_replaced_streams_are_noticed(replace, inference):
+    # The same integers with other scales: streams of equal sizes whose tables differ.
+    dense = linear(bias=False)
+    other = copy.deepcopy(dense)
+    with torch.no_grad():
+        other.weight.mul_(2.0)
+    with torch.inference_mode(inference):
+        module = CompressedLinear(dense, format="int8")
+        target = CompressedLinear(other, format="int8")
+        x = torch.randn(1, 96, dtype=torch.bfloat16)
+        module(x)
+        replace(module, {n: getattr(target, n).detach().clone() for n in STREAM_NAMES})
+        assert torch.equal(module(x), target(x))
+        assert torch.equal(module.decode(torch.float32), target.decode(torch.float32))
+
+
+def test_freed_memory_that_comes_back_is_no_disguise():
+    """Tensors take the address of the one freed last: addresses alone would not tell."""
+    modules = [CompressedLinear(linear(seed=seed, bias=False)) for seed in range(3)]
+    streams = [{n: getattr(m, n).detach().clone() for n in STREAM_NAMES} for m in modules]
+    module, x = modules[0], torch.randn(1, 96, dtype=torch.bfloat16)
+    for i in (1, 2, 0, 2, 1):
+        by_data(module, {n: t.clone() for n, t in streams[i].items()})
+        by_data(module, {n: t.clone() for n, t in streams[i].items()})
+        fresh = CompressedLinear.from_streams(96, 80, streams[i])
+        assert torch.equal(module(x), fresh(x))
+
+
+def test_tables_are_not_built_again_for_the_same_streams(monkeypatch):
+    """Offloading puts new tensors with equal bytes into the module before every forward."""
+    module = CompressedLinear(linear())
+    x = torch.randn(1, 96, dtype=torch.bfloat16)
+    streams = {n: getattr(module, n).detach().clone() for n in STREAM_NAMES}
+    monkeypatch.setattr(module, "rebuild", lambda: pytest.fail("built again"))
+    for replace in (by_parameters, by_data, by_copy, by_copy_behind_autograd):
+        replace(module, {n: t.clone() for n, t in streams.items()})
+        module(x)
+    module.to(torch.float16)(x)
+
+
+def test_functional_call_uses_the_tables_of_its_streams():
+    a, b = (CompressedLinear(linear(seed=seed, bias=False)) for seed in (1, 2))
+    x = torch.randn(1, 96, dtype=torch.bfloat16)
+    streams = {n: getattr(b, n).detach() for n in STREAM_NAMES}
+    before, expected = a(x), b(x)
+    assert torch.equal(torch.func.functional_call(a, streams, (x,)), expected)
+    assert torch.equal(a(x), before)
+
+
+def test_sync_tables_does_not_ask_whether_it_is_needed():
+    module = CompressedLinear(linear())
+    x = torch.randn(1, 96, dtype=torch.bfloat16)
+    expected = module(x)
+    module.weight_table.zero_()  # as if nothing had been noticed
+    sync_tables(module)
+    assert torch.equal(module(x), expected)
+
+
+def test_transforms_and_fakes_pass_the_look_at_the_head():
+    module = CompressedLinear(linear(dtype=torch.float32))
+    x = torch.randn(3, 96)
+    w = module.decode()
+    copied = copy.deepcopy(module)  # has not looked at its head yet
+    (_, tangent) = torch.func.jvp(copied, (x,), (x.cos(),))
+    torch.testing.assert_close(tangent, x.cos() @ w.T, rtol=1e-5, atol=1e-5)
+    assert torch.equal(torch.func.vmap(copy.deepcopy(module))(x), module(x))
+    program = torch.export.export(copy.deepcopy(module), (x,), strict=False)
+    assert torch.equal(program.module()(x), module(x))
 
 
 def test_gradients_reach_x_and_bias():

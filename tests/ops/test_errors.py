@@ -102,8 +102,18 @@ def test_linear_names_what_does_not_fit(coded, backend):
     ]
     with running(backend):
         for args, message in wrong:
-            with pytest.raises(RuntimeError, match=f"codecllm::decode_linear: .*{message}"):
+            with pytest.raises(RuntimeError, match=f"^codecllm::decode_linear: .*{message}"):
                 ops.decode_linear(*args)
+
+
+@every_backend
+def test_wrong_dtypes_are_named(coded, backend):
+    x = torch.ones(2, 64, dtype=torch.bfloat16)
+    with running(backend):
+        with pytest.raises(RuntimeError, match=r"x is (Double|torch\.float64), not"):
+            ops.decode_linear(x.double(), coded)
+        with pytest.raises(RuntimeError, match=r"bias is (Float|torch\.float32).*, not .*loat16"):
+            ops.decode_linear(x, coded, torch.ones(33))
 
 
 @every_backend
@@ -208,7 +218,7 @@ def assert_corrupt(matrix, backend, match="corrupt|index|coded plane|raw"):
     for name, call in calls(matrix).items():
         with running(backend), pytest.raises(CorruptStreamError, match=match) as error:
             call()
-        assert "/" not in str(error.value).split("codecllm::")[0], f"{name} shows a path"
+        assert "/" not in str(error.value), f"{name} shows a path"
 
 
 @every_backend
@@ -286,6 +296,24 @@ def test_layout_that_does_not_exist(coded, backend):
             pytest.raises((RuntimeError, ValueError, IndexError, ZeroDivisionError)),
         ):
             torch.ops.codecllm.decode(*_args(coded), rows, cols, wrong)
+
+
+@every_backend
+@pytest.mark.parametrize("bit", [21, 24, 31, 48, 62, 63])
+def test_bits_of_the_layout_without_a_meaning_are_refused(scaled, backend, bit):
+    stored = ops.encode(to_tensor(random_words(33, 64, BF16), BF16))
+    for matrix in (scaled, stored):
+        rows, cols, layout = _shape(matrix)
+        wrong = layout | (1 << bit) if bit < 63 else layout - (1 << 63)
+        with running(backend), pytest.raises((RuntimeError, ValueError), match="unknown bits"):
+            torch.ops.codecllm.decode(*_args(matrix), rows, cols, wrong)
+
+
+@every_backend
+def test_scale_kind_that_does_not_exist(scaled, backend):
+    rows, cols, layout = _shape(scaled)
+    with running(backend), pytest.raises((RuntimeError, ValueError)):
+        torch.ops.codecllm.decode(*_args(scaled), rows, cols, layout | 3 << 19)
 
 
 @every_backend

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ...codec.coded import LAYOUT_BITS
 from ...codec.tables import TABLE_HEADER
 from ...format.errors import CorruptStreamError
 from ...format.head import ESCAPE, MAX_INDEX
@@ -45,6 +46,8 @@ class Layout:
 
     @staticmethod
     def unpack(v: int) -> Layout:
+        if v & ~LAYOUT_BITS or v >> 19 & 3 == 3:
+            raise CorruptStreamError(f"layout: {v:#x} has unknown bits")
         return Layout(
             by_id(v & 0xFF), v >> 8 & 0xF, v >> 12 & 0x1F, v >> 17 & 1, bool(v >> 18 & 1),
             v >> 19 & 3, v >> 32 & 0xFFFF,

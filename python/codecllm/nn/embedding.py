@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from codecllm_ops.ops.functional import translated
+
 from .codec import Codec
 from .streams import STREAM_NAMES, CodedModule, Statistics
 
@@ -80,14 +82,14 @@ class CompressedEmbedding(CodedModule, nn.Embedding):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids [...] of an integer dtype -> [..., embedding_dim] of the dense dtype."""
-        if self._layout is None:
-            self.rebuild()
+        self._prepare()
         if self.statistics is not None:
             return self._counted(ids.numel(), lambda: self._look_up(ids))
         return self._look_up(ids)
 
     def _look_up(self, ids: torch.Tensor) -> torch.Tensor:
-        return torch.ops.codecllm.decode_rows(
+        return translated(
+            torch.ops.codecllm.decode_rows,
             ids,
             self.weight,
             self.weight_raw,

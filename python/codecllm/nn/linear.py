@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from codecllm_ops.ops.functional import translated
+
 from .codec import Codec
 from .streams import STREAM_NAMES, CodedModule, Statistics
 
@@ -85,8 +87,7 @@ class CompressedLinear(CodedModule, nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] -> [..., out_features], of the dtype of x."""
-        if self._layout is None:
-            self.rebuild()
+        self._prepare()
         if self.statistics is not None:
             vectors = x.numel() // max(1, self.in_features)
             return self._counted(vectors, lambda: self._multiply(x))
@@ -105,7 +106,8 @@ class CompressedLinear(CodedModule, nn.Linear):
             bias = bias.to(x.dtype)
         if self.exact:
             return F.linear(x, self.decode(x.dtype), bias)
-        return torch.ops.codecllm.decode_linear(
+        return translated(
+            torch.ops.codecllm.decode_linear,
             x,
             parameters["weight"],
             parameters["weight_raw"],

@@ -17,6 +17,7 @@ from .linear import CompressedLinear
 from .streams import STREAM_NAMES, CodedModule
 
 _OURS = {"dtype_like", "weight_table", "weight_scale", *STREAM_NAMES}
+_OWN = {"exact", "statistics", "_layout", "_tables_of"}
 
 
 def obstacle(module: nn.Module) -> str | None:
@@ -113,11 +114,24 @@ def _dense_base(cls: type) -> type | None:
 def _mixed(cls: type, compressed: type) -> type:
     if cls in (nn.Linear, nn.Embedding):
         return compressed
-    return type(f"Compressed{cls.__name__}", (cls, compressed), {"__doc__": compressed.__doc__})
+    members = {"__doc__": compressed.__doc__, "__reduce_ex__": _reduce_mixed}
+    return type(f"Compressed{cls.__name__}", (cls, compressed), members)
+
+
+def _reduce_mixed(self: CodedModule, protocol: int):
+    """pickle finds classes by name; this one is made again from the two that it inherits from."""
+    return _new_mixed, type(self).__bases__, self.__getstate__()
+
+
+def _new_mixed(cls: type, compressed: type) -> CodedModule:
+    mixed = _mixed(cls, compressed)
+    return mixed.__new__(mixed)
 
 
 def _take_over(old: nn.Module, new: nn.Module) -> None:
-    """Everything that subclasses and users hung onto the old module: attributes, buffers, hooks."""
+    """Moves what the new module's constructor does not know: a subclass's attributes and buffers,
+    and the hooks of users. What `new` has of its own stays.
+    """
     new.train(old.training)
     for group in ("_parameters", "_buffers", "_modules"):
         for name, value in getattr(old, group).items():
@@ -127,5 +141,5 @@ def _take_over(old: nn.Module, new: nn.Module) -> None:
     for name, value in vars(old).items():
         if name.startswith("_forward"):
             getattr(new, name).update(value)
-        elif name not in vars(new) and name not in ("exact", "statistics", "_layout"):
+        elif name not in vars(new) and name not in _OWN:
             vars(new)[name] = value

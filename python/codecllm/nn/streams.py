@@ -8,12 +8,17 @@ READ ME FIRST
    module holds the same Parameter object.
 4. Slot tables follow from `weight_head`. They are built when streams arrive, never in forward
    under compile or CUDA graph capture.
+5. Streams may be replaced behind the module's back (`_parameters`, `.data`). Every eager forward
+   looks whether the head is still the one of the tables: see _TablesOf for what that notices.
+   After anything else, and before compiled code runs again: sync_tables(model).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +26,10 @@ import torch
 from torch import nn
 
 import codecllm_ops
-from codecllm_ops.codec.coded import CodedMatrix, pack_layout
+from codecllm_ops.codec.coded import CodedMatrix, lasting, pack_layout
 from codecllm_ops.codec.tables import runtime_table
 from codecllm_ops.format import CorruptStreamError, Head
+from codecllm_ops.ops.functional import translated
 
 STREAM_DTYPES = {
     "weight": torch.uint8,
@@ -48,6 +54,56 @@ class Statistics:
     calls: int = 0
     vectors: int = 0
     seconds: float = 0.0
+
+
+class _TablesOf:
+    """The head that tables were built from.
+
+    The head's own checksum, its bytes 60..63, stands for all of it and for the other streams. On
+    the CPU it is compared in every forward. On a GPU that would wait for the device, so only memory
+    and version are: `.data.copy_()` changes neither and goes unnoticed there.
+    """
+
+    def __init__(self, head: torch.Tensor) -> None:
+        with lasting():
+            # Keeps the memory alive: as long as it is, no other tensor has this address.
+            self._memory = head.detach()
+            crc = self._memory[60:64].cpu().numpy()
+        self.crc = crc.tobytes()
+        self._crc_now = None if head.is_cuda else crc
+        self._pointer, self._version = head.data_ptr(), _version(head)
+
+    def unchanged(self, head: torch.Tensor) -> bool:
+        """0.3 us: whether the head is the same, as far as the host can see."""
+        return (
+            head.data_ptr() == self._pointer
+            and _version(head) == self._version
+            and (self._crc_now is None or self._crc_now.tobytes() == self.crc)
+        )
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _nothing, ()  # a copy of the module looks at its own head
+
+
+def _version(t: torch.Tensor) -> int:
+    return 0 if t.is_inference() else t._version  # inference tensors count no versions
+
+
+def _nothing() -> None:
+    return None
+
+
+_checksums_compared = ContextVar("checksums_compared", default=False)
+
+
+@contextmanager
+def checksums_compared() -> Iterator[None]:
+    """load_state_dict in here leaves checksums out: for callers that have compared them already."""
+    token = _checksums_compared.set(True)
+    try:
+        yield
+    finally:
+        _checksums_compared.reset(token)
 
 
 class CodedModule(nn.Module):
@@ -96,6 +152,7 @@ class CodedModule(nn.Module):
         self.register_buffer("weight_table", table, persistent=False)
         self.register_buffer("weight_scale", None, persistent=False)
         self._layout: int | None = None
+        self._tables_of: _TablesOf | None = None
         self.statistics = None
         # transformers would otherwise draw normal numbers into uint8 when streams are offloaded.
         self._is_hf_initialized = True
@@ -114,7 +171,10 @@ class CodedModule(nn.Module):
     @property
     def ready(self) -> bool:
         """Whether the runtime tables belong to the streams that are there."""
-        return self._layout is not None
+        if self._layout is None or self._tables_of is None:
+            return self._layout is not None
+        head = self.weight_head
+        return head.is_meta or self._tables_of.unchanged(head)
 
     def rebuild(self, head: Head | None = None) -> None:
         """Builds table and scale from the head.
@@ -125,6 +185,7 @@ class CodedModule(nn.Module):
         Raises:
             CorruptStreamError: the head is malformed, or of another matrix than this module's.
         """
+        own = head is None
         if head is None:
             head = self.coded.info
         if (head.rows, head.cols) != self.matrix_shape:
@@ -134,9 +195,33 @@ class CodedModule(nn.Module):
             )
         # dtype_like is never offloaded: it is where the module computes.
         device = self.dtype_like.device if self.weight.is_meta else self.weight.device
-        self.weight_table = torch.from_numpy(runtime_table(head)).to(device)
-        self.weight_scale = None if head.scale is None else torch.from_numpy(head.scale).to(device)
+        with lasting():
+            self.weight_table = torch.from_numpy(runtime_table(head)).to(device)
+            scale = head.scale
+            self.weight_scale = None if scale is None else torch.from_numpy(scale).to(device)
         self._layout = pack_layout(head)
+        self._tables_of = _TablesOf(self.weight_head) if own else None
+
+    def _prepare(self) -> None:
+        """Before every use: tables that belong to the streams. What it notices: see _TablesOf."""
+        if self._layout is None:
+            self.rebuild()
+        elif not torch.compiler.is_compiling():
+            head, tables_of = self._parameters["weight_head"], self._tables_of
+            if tables_of is None or not tables_of.unchanged(head):
+                self._look_at(head)
+
+    def _look_at(self, head: torch.Tensor) -> None:
+        # Fakes, subclasses and wrappers of transforms have no bytes that could be compared.
+        if type(head) not in (nn.Parameter, torch.Tensor) or head.is_meta:
+            return
+        if torch._C._functorch.is_functorch_wrapped_tensor(head):
+            return
+        found = _TablesOf(head)  # offloaded streams come as new tensors each time, with equal bytes
+        if self._tables_of is not None and found.crc == self._tables_of.crc:
+            self._tables_of = found
+        else:
+            self.rebuild()
 
     def decode(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The dense weight [rows, cols].
@@ -144,10 +229,10 @@ class CodedModule(nn.Module):
         Args:
             dtype: None for the coded bits: the original weight, or for int8 the integers.
         """
-        if self._layout is None:
-            self.rebuild()
+        self._prepare()
         rows, cols = self.matrix_shape
-        return torch.ops.codecllm.decode(
+        return translated(
+            torch.ops.codecllm.decode,
             self.weight,
             self.weight_raw,
             self.weight_index,
@@ -191,9 +276,16 @@ class CodedModule(nn.Module):
                 return t.to(out.device)
             return out
 
-        ready = self._layout
+        ready = self._layout if self.ready else None
         super()._apply(move, recurse)
         self._layout = None if self.weight.is_meta else ready
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True):
+        """The bias only: streams are integers and stay frozen."""
+        for name, parameter in self.named_parameters():
+            if name not in STREAM_DTYPES:
+                parameter.requires_grad_(requires_grad)
         return self
 
     def _load_from_state_dict(
@@ -220,7 +312,8 @@ class CodedModule(nn.Module):
         """Checks arriving streams and gives the parameters their sizes."""
         if not any(t.is_meta for t in incoming.values()):
             try:
-                coded = CodedMatrix(*(incoming[n].detach() for n in STREAM_NAMES)).check(False)
+                coded = CodedMatrix(*(incoming[n].detach() for n in STREAM_NAMES))
+                coded.check(checksums=not _checksums_compared.get())
                 if coded.shape != self.matrix_shape:
                     raise CorruptStreamError(
                         f"head: a matrix of {list(coded.shape)}, "
@@ -235,9 +328,9 @@ class CodedModule(nn.Module):
 
 
 def sync_tables(model: nn.Module) -> None:
-    """Rebuilds the tables of all compressed modules whose streams were replaced."""
+    """Rebuilds the tables of all compressed modules that have streams, replaced or not."""
     for module in model.modules():
-        if isinstance(module, CodedModule) and not module.ready and not module.weight.is_meta:
+        if isinstance(module, CodedModule) and not module.weight.is_meta:
             module.rebuild()
 
 
