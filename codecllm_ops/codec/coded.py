@@ -13,7 +13,7 @@ import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from ..format.errors import CorruptStreamError
-from ..format.head import ROW_SCALE, Head
+from ..format.head import MAX_SEGMENTS, ROW_SCALE, TENSOR_SCALE, Head
 from ..format.layout import LANES, STREAM_ALIGN, STREAM_PAD, TILE_ROWS, ceil_div, record_ints
 from .tables import runtime_table
 
@@ -62,9 +62,12 @@ def _bytes(t: torch.Tensor) -> memoryview:
     return memoryview(t.detach().cpu().contiguous().view(torch.uint8).numpy())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class CodedMatrix:
-    """stream, raw, head: uint8 [*]; index: int32 [*]; all on one device."""
+    """stream, raw, head: uint8 [*]; index: int32 [*]; all on one device.
+
+    Equal are two whose tensors are: the same matrix may be coded in different ways.
+    """
 
     stream: torch.Tensor
     raw: torch.Tensor
@@ -79,6 +82,25 @@ class CodedMatrix:
         head = head.with_crcs(*(_bytes(p) for p in parts))
         packed = torch.frombuffer(bytearray(head.pack()), dtype=torch.uint8)
         return CodedMatrix(*(p.to(device) for p in (*parts, packed)))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, CodedMatrix):
+            return NotImplemented
+        pairs = zip(self.tensors(), other.tensors(), strict=True)
+        return self is other or all(a.device == b.device and torch.equal(a, b) for a, b in pairs)
+
+    def __hash__(self) -> int:
+        return hash(tuple(t.numel() for t in self.tensors()))
+
+    def __repr__(self) -> str:
+        if self.head.is_meta:
+            return f"CodedMatrix({self.nbytes} bytes, device=meta)"
+        info = self.info
+        how = "stored" if info.stored else f"tile_cols={info.tile_cols}"
+        return (
+            f"CodedMatrix({info.fmt.name} [{info.rows}, {info.cols}], {how}, {self.nbytes} bytes, "
+            f"device={self.device})"
+        )
 
     @cached_property
     def info(self) -> Head:
@@ -179,7 +201,7 @@ class CodedMatrix:
         Raises:
             ValueError: a border inside a tile, or a stored matrix cut along columns.
         """
-        info, grid = self.info, self.info.grid
+        info, grid = _row_scaled(self.info), self.info.grid
         r0, r1 = _range(rows, info.rows, "rows")
         c0, c1 = _range(cols, info.cols, "cols")
         scale = info.scale
@@ -216,11 +238,14 @@ class CodedMatrix:
     def concat_rows(parts: list[CodedMatrix]) -> CodedMatrix:
         """Stacks matrices of equal width along rows; every part keeps its table and window.
 
+        Parts that shall be stacked later are best encoded with one tile_cols and with
+        allow_stored=False: stored parts stack with stored ones only.
+
         Raises:
-            ValueError: parts differ in format, cols, tile_cols, scale_bits, predictor, scale kind,
-                or one of several is stored.
+            ValueError: parts differ in format, cols, tile_cols, scale_bits, predictor, scale kind;
+                some but not all are stored; too many segments together.
         """
-        infos = [p.info for p in parts]
+        infos = [_row_scaled(p.info) for p in parts]
         if not infos:
             raise ValueError("concat_rows: no parts")
         keys = ("fmt", "cols", "stored", "tile_cols", "scale_bits", "predictor", "scale_kind")
@@ -228,11 +253,12 @@ class CodedMatrix:
             values = {getattr(i, key) for i in infos}
             if len(values) > 1:
                 shown = ", ".join(str(getattr(i, key)) for i in infos)
-                raise ValueError(f"concat_rows: parts differ in {key}: {shown}")
+                remedy = "; encode all with allow_stored=False" if key == "stored" else ""
+                raise ValueError(f"concat_rows: parts differ in {key}: {shown}{remedy}")
         first, scale = infos[0], None
         if first.scale_kind:
             if first.scale_kind != ROW_SCALE:
-                raise ValueError("concat_rows: parts with one scale per tensor")
+                raise ValueError("concat_rows: parts with one scale per tensor; scale rows instead")
             scale = np.concatenate([i.scale for i in infos])
         rows = sum(i.rows for i in infos)
         device = parts[0].device
@@ -240,6 +266,8 @@ class CodedMatrix:
             head = replace(first, rows=rows, scale=scale)
             stream = torch.cat([p.stream for p in parts])
             return CodedMatrix.build(head, stream, parts[0].raw, parts[0].index, device)
+        if (count := sum(len(i.segments) for i in infos)) > MAX_SEGMENTS:
+            raise ValueError(f"concat_rows: {count} segments, at most {MAX_SEGMENTS}")
         len_bits = max(i.len_bits for i in infos)
         streams, records, at, segment = [], [], 0, 0
         for part, info in zip(parts, infos, strict=True):
@@ -271,6 +299,13 @@ def _as_tensor(buffer, dtype: torch.dtype) -> torch.Tensor:
         if len(buffer)
         else torch.empty(0, dtype=dtype)
     )
+
+
+def _row_scaled(info: Head) -> Head:
+    """One row's scale is both the tensor's and the row's; encoders write the former."""
+    if info.rows == 1 and info.scale_kind == TENSOR_SCALE:
+        return replace(info, scale_kind=ROW_SCALE)
+    return info
 
 
 def _range(s: slice, size: int, name: str) -> tuple[int, int]:

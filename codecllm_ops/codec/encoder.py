@@ -37,6 +37,18 @@ class EncoderKernels(Protocol):
                      window_base, scale_bits): ...  # fmt: skip
 
 
+def check_options(tile_cols: int | None, scale_bits: int, predictor: str) -> None:
+    """Raises ValueError for an option out of range: before a tensor is read, and by name."""
+    if predictor not in (*PREDICTORS, "auto"):
+        raise ValueError(f"encode: predictor {predictor!r} is not one of none, left, auto")
+    if tile_cols is not None and (tile_cols % 16 or not 16 <= tile_cols <= MAX_TILE_COLS):
+        raise ValueError(
+            f"encode: tile_cols {tile_cols} is not a multiple of 16 from 16 to {MAX_TILE_COLS}"
+        )
+    if not MIN_SCALE_BITS <= scale_bits <= MAX_SCALE_BITS:
+        raise ValueError(f"encode: scale_bits {scale_bits} outside 8..11")
+
+
 def encode(
     weight: torch.Tensor,
     scale: torch.Tensor | None,
@@ -50,15 +62,10 @@ def encode(
     """Encodes a matrix [N, K]; see codecllm_ops.encode."""
     if weight.dim() != 2:
         raise ValueError(f"encode: weight has shape {list(weight.shape)}, a matrix [N, K] is coded")
-    if predictor not in (*PREDICTORS, "auto"):
-        raise ValueError(f"encode: predictor {predictor!r} is not one of none, left, auto")
+    check_options(tile_cols, scale_bits, predictor)
     fmt = by_dtype(weight.dtype)
     rows, cols = weight.shape
-    tile_cols = default_tile_cols(cols, fmt) if not tile_cols else int(tile_cols)
-    if tile_cols % 16 or not 16 <= tile_cols <= MAX_TILE_COLS:
-        raise ValueError(f"encode: tile_cols {tile_cols} is not a multiple of 16 up to 16384")
-    if not MIN_SCALE_BITS <= scale_bits <= MAX_SCALE_BITS:
-        raise ValueError(f"encode: scale_bits {scale_bits} outside 8..11")
+    tile_cols = default_tile_cols(cols, fmt) if tile_cols is None else int(tile_cols)
     scale_np, scale_kind = _check_scale(fmt, scale, rows)
     data = _bytes_of(weight, fmt)
     values = kernels.count_values(data, cols, fmt.id)[: 1 << fmt.coded_bits].numpy()
@@ -138,5 +145,7 @@ def _check_scale(fmt: WeightFormat, scale: torch.Tensor | None, rows: int):
         raise ValueError(
             f"encode: scale is {scale.dtype} {list(scale.shape)}, not float32 [1] or [{rows}]"
         )
+    if not torch.isfinite(scale).all():
+        raise ValueError("encode: scale has NaN or infinite values")
     kind = TENSOR_SCALE if scale.numel() == 1 else ROW_SCALE
     return scale.detach().cpu().numpy().copy(), kind

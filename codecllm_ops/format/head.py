@@ -22,6 +22,7 @@ NO_SCALE, TENSOR_SCALE, ROW_SCALE = 0, 1, 2
 PREDICTORS = ("none", "left")
 FLAG_STORED = 1
 MAX_DIM = (1 << 31) - 16
+MAX_SEGMENTS = 4096  # a table of 18 bytes becomes a slot table of 8 KiB
 
 _HEADER = struct.Struct("<4sHBBQQIBBBBIIQIIII")
 _SEGMENT = struct.Struct("<QBBHI")
@@ -211,7 +212,7 @@ def _check_coding(tile_cols: int, scale_bits: int, len_bits: int, predictor: int
 
 def _parse_segments(data: bytes, fmt: WeightFormat, count: int, scale_bits: int):
     tables_at = _HEADER.size + _SEGMENT.size * count
-    _need(count <= 0x10000, f"head: {count} segments, at most 65536")
+    _need(count <= MAX_SEGMENTS, f"head: {count} segments, at most {MAX_SEGMENTS}")
     _need(tables_at <= len(data), f"head: {count} segments do not fit into {len(data)} bytes")
     segments = []
     end = tables_at

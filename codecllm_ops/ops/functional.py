@@ -34,8 +34,11 @@ def encode(
 
     Raises:
         UnsupportedFormatError: no weight format has this dtype.
-        ValueError: not a matrix, or a parameter out of range.
+        ValueError: not a matrix, a parameter out of range, a scale that is not finite, or a tensor
+            on the meta device.
     """
+    if weight.is_meta:
+        raise ValueError("encode: a tensor on the meta device has no values to encode")
     return CodedMatrix(
         *torch.ops.codecllm.encode(
             weight,

@@ -199,7 +199,7 @@ def _autograd_linear(keyset, *args):
     wanted = torch.is_grad_enabled() and (
         x.requires_grad or (bias is not None and bias.requires_grad)
     )
-    # The level of forward mode is Python's, and compiled code does not set it; hence the transforms.
+    # Compiled code enters a level of forward mode without this number; its transforms are active.
     forward = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
     if wanted or forward:
         with enable_single_level_autograd_function():

@@ -30,10 +30,10 @@ enum ScaleKind { kNoScale, kTensorScale, kRowScale };
 inline void check_tensor(const Tensor& t, ScalarType dtype, int64_t dim, const char* op,
                          const char* name) {
   CLLM_CHECK(t.is_cpu(), "codecllm::", op, ": ", name, " is not on the CPU like the others");
-  CLLM_CHECK(t.scalar_type() == dtype, "codecllm::", op, ": ", name, " is ", toString(t.scalar_type()),
-             ", not ", toString(dtype));
-  CLLM_CHECK(t.dim() == dim, "codecllm::", op, ": ", name, " has ", t.dim(),
-                  " dimensions, not ", dim);
+  CLLM_CHECK(t.scalar_type() == dtype, "codecllm::", op, ": ", name, " is ",
+             toString(t.scalar_type()), ", not ", toString(dtype));
+  CLLM_CHECK(t.dim() == dim, "codecllm::", op, ": ", name, " has ", t.dim(), " dimensions, not ",
+             dim);
   CLLM_CHECK(t.is_contiguous(), "codecllm::", op, ": ", name, " is not contiguous");
 }
 
@@ -55,8 +55,8 @@ inline CodedView coded_view(const Tensor& stream, const Tensor& raw, const Tenso
   CLLM_CHECK(layout.known, "codecllm::", op, ": corrupt layout: unknown bits");
   // Fewer than 2^57 words: no product below can overflow.
   CLLM_CHECK(rows >= 0 && cols >= 0 && rows < INT32_MAX && cols < INT32_MAX &&
-                      rows * cols < int64_t(1) << 57,
-                  "codecllm::", op, ": shape ", rows, " x ", cols);
+                 rows * cols < int64_t(1) << 57,
+             "codecllm::", op, ": shape ", rows, " x ", cols);
   CodedView v = {};
   v.stream = stream.const_data_ptr<uint8_t>();
   v.stream_bytes = stream.numel();
@@ -66,7 +66,7 @@ inline CodedView coded_view(const Tensor& stream, const Tensor& raw, const Tenso
   int bytes = word_bytes(layout.format, op);
   if (layout.stored) {
     CLLM_CHECK(v.stream_bytes == rows * cols * bytes, "codecllm::", op,
-                    ": corrupt stream: a stored matrix of ", v.stream_bytes, " bytes");
+               ": corrupt stream: a stored matrix of ", v.stream_bytes, " bytes");
     return v;
   }
   v.raw = raw.const_data_ptr<uint8_t>();
@@ -78,24 +78,24 @@ inline CodedView coded_view(const Tensor& stream, const Tensor& raw, const Tenso
   v.predictor = layout.predictor;
   v.tile_cols = layout.tile_cols;
   CLLM_CHECK(v.scale_bits >= kMinScaleBits && v.scale_bits <= kMaxScaleBits, "codecllm::", op,
-                  ": corrupt layout: scale_bits ", v.scale_bits);
-  CLLM_CHECK(v.len_bits >= 1 && v.len_bits <= 16, "codecllm::", op,
-                  ": corrupt layout: len_bits ", v.len_bits);
+             ": corrupt layout: scale_bits ", v.scale_bits);
+  CLLM_CHECK(v.len_bits >= 1 && v.len_bits <= 16, "codecllm::", op, ": corrupt layout: len_bits ",
+             v.len_bits);
   CLLM_CHECK(v.tile_cols >= 16 && v.tile_cols % 16 == 0 && v.tile_cols <= kMaxTileCols,
-                  "codecllm::", op, ": corrupt layout: tile_cols ", v.tile_cols);
+             "codecllm::", op, ": corrupt layout: tile_cols ", v.tile_cols);
   CLLM_CHECK(table.size(1) == kTableHeader + (int64_t(1) << v.scale_bits), "codecllm::", op,
-                  ": corrupt table: ", table.size(1), " entries for scale_bits ", v.scale_bits);
+             ": corrupt table: ", table.size(1), " entries for scale_bits ", v.scale_bits);
   v.col_tiles = ceil_div(cols, v.tile_cols);
   int64_t row = 0;
   for (int64_t s = 0; s < v.segments; ++s) {
     const uint32_t* h = v.segment(s);
     CLLM_CHECK(h[kFirstRow] == row && h[kFirstTileRow] == v.tile_rows, "codecllm::", op,
-                    ": corrupt table: segment ", s, " does not follow the one before it");
+               ": corrupt table: segment ", s, " does not follow the one before it");
     row += h[kRows];
     v.tile_rows += ceil_div(h[kRows], kTileRows);
   }
-  CLLM_CHECK(row == rows, "codecllm::", op, ": corrupt table: segments of ", row,
-                  " rows, not ", rows);
+  CLLM_CHECK(row == rows, "codecllm::", op, ": corrupt table: segments of ", row, " rows, not ",
+             rows);
   with_format(v.format, [&](auto f) {
     constexpr WeightFormat fmt = decltype(f)::fmt;
     v.raw_tile_bytes = raw_tile_bytes(fmt, v.tile_cols / kGroupCols);
@@ -104,19 +104,18 @@ inline CodedView coded_view(const Tensor& stream, const Tensor& raw, const Tenso
           (v.col_tiles - 1) * v.raw_tile_bytes + raw_tile_bytes(fmt, v.groups(v.col_tiles - 1));
   });
   CLLM_CHECK(raw.numel() == v.tile_rows * v.raw_row_bytes, "codecllm::", op,
-                  ": corrupt raw plane: ", raw.numel(), " bytes, not ",
-                  v.tile_rows * v.raw_row_bytes);
+             ": corrupt raw plane: ", raw.numel(), " bytes, not ", v.tile_rows * v.raw_row_bytes);
   CLLM_CHECK(index.numel() == v.tile_rows * v.col_tiles * (2 + v.len_bits), "codecllm::", op,
-                  ": corrupt index: ", index.numel(), " values, not ",
-                  v.tile_rows * v.col_tiles * (2 + v.len_bits));
+             ": corrupt index: ", index.numel(), " values, not ",
+             v.tile_rows * v.col_tiles * (2 + v.len_bits));
   return v;
 }
 
 inline void check_status(const Status& s, const char* op) {
   CLLM_CHECK(s.what != Corruption::index, "codecllm::", op, ": corrupt index: tile ", s.tile,
-                  " lies outside the coded plane or names another segment");
-  CLLM_CHECK(s.what != Corruption::stream, "codecllm::", op, ": corrupt coded plane: tile ",
-                  s.tile, " (or the one below it) does not end in the encoder's first state");
+             " lies outside the coded plane or names another segment");
+  CLLM_CHECK(s.what != Corruption::stream, "codecllm::", op, ": corrupt coded plane: tile ", s.tile,
+             " (or the one below it) does not end in the encoder's first state");
 }
 
 }  // namespace codecllm

@@ -100,7 +100,7 @@ Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& 
   const int64_t* id = ids.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < ids.numel(); ++i)
     CLLM_CHECK(id[i] >= 0 && id[i] < rows, "codecllm::decode_rows: index ", id[i],
-                    " is out of range for a matrix of ", rows, " rows");
+               " is out of range for a matrix of ", rows, " rows");
   const int64_t row_bytes = cols * word_bytes(layout.format, "decode_rows");
   Tensor out = torch::stable::new_empty(stream, {ids.numel(), row_bytes}, ScalarType::Byte);
   if (!out.numel()) return out;
@@ -232,8 +232,8 @@ Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, c
   const Layout layout(layout_bits);
   CLLM_CHECK(x.is_cpu(), "codecllm::decode_linear: x is not on the CPU like the weight");
   CLLM_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == cols,
-                  "codecllm::decode_linear: the last dimension of x must be ", cols, ", it is ",
-                  x.dim() ? x.size(x.dim() - 1) : 0);
+             "codecllm::decode_linear: the last dimension of x must be ", cols, ", it is ",
+             x.dim() ? x.size(x.dim() - 1) : 0);
   if (bias) bias = torch::stable::contiguous(*bias);
   LinearCall c = {coded_view(stream, raw, index, table, rows, cols, layout, op),
                   layout,
@@ -243,15 +243,15 @@ Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, c
                   bias};
   if (bias) {
     check_tensor(*bias, x.scalar_type(), 1, op, "bias");
-    CLLM_CHECK(bias->size(0) == rows, "codecllm::decode_linear: bias of ", bias->size(0),
-                    " for ", rows, " rows");
+    CLLM_CHECK(bias->size(0) == rows, "codecllm::decode_linear: bias of ", bias->size(0), " for ",
+               rows, " rows");
   }
   CLLM_CHECK(bool(scale) == (layout.scale_kind != kNoScale),
-                  "codecllm::decode_linear: scale missing or not wanted");
+             "codecllm::decode_linear: scale missing or not wanted");
   if (scale) {
     check_tensor(*scale, ScalarType::Float, 1, op, "scale");
     CLLM_CHECK(scale->size(0) == (c.scale_per_row() ? rows : 1),
-                    "codecllm::decode_linear: ", scale->size(0), " scales for ", rows, " rows");
+               "codecllm::decode_linear: ", scale->size(0), " scales for ", rows, " rows");
   }
   if (layout.stored)
     return stored_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout_bits);
@@ -281,10 +281,9 @@ DenseView dense_view(const Tensor& words, int64_t cols, int64_t format, int64_t 
   check_tensor(words, ScalarType::Byte, 2, op, "words");
   const int bytes = word_bytes(int(format), op);
   CLLM_CHECK(words.size(1) == cols * bytes, "codecllm::", op, ": ", words.size(1),
-                  " bytes a row for ", cols, " columns");
-  CLLM_CHECK(tile_cols >= 16 && tile_cols % 16 == 0 && tile_cols <= kMaxTileCols,
-                  "codecllm::", op, ": tile_cols ", tile_cols,
-                  " is not a multiple of 16 from 16 to 16384");
+             " bytes a row for ", cols, " columns");
+  CLLM_CHECK(tile_cols >= 16 && tile_cols % 16 == 0 && tile_cols <= kMaxTileCols, "codecllm::", op,
+             ": tile_cols ", tile_cols, " is not a multiple of 16 from 16 to 16384");
   return {words.const_data_ptr<uint8_t>(),
           words.size(0),
           cols,
@@ -336,21 +335,20 @@ std::tuple<Tensor, Tensor, Tensor> encode_tiles_op(const Tensor& words, const Te
   check_tensor(pairs, ScalarType::Long, 1, op, "pairs");
   check_tensor(freqs, ScalarType::Long, 1, op, "freqs");
   CLLM_CHECK(scale_bits >= kMinScaleBits && scale_bits <= kMaxScaleBits, "codecllm::", op,
-                  ": scale_bits ", scale_bits, " outside 8..11");
+             ": scale_bits ", scale_bits, " outside 8..11");
   CLLM_CHECK(pairs.numel() == freqs.numel() && window_base >= 0, "codecllm::", op, ": ",
-                  pairs.numel(), " pairs, ", freqs.numel(), " frequencies, window_base ",
-                  window_base);
+             pairs.numel(), " pairs, ", freqs.numel(), " frequencies, window_base ", window_base);
   int64_t sum = 0;
   for (int64_t i = 0; i < pairs.numel(); ++i) {
     int64_t id = pairs.const_data_ptr<int64_t>()[i], freq = freqs.const_data_ptr<int64_t>()[i];
     CLLM_CHECK(id >= 0 && id / 32 < kEscapeIndex && id % 32 < kEscapeIndex && freq > 0 &&
-                        freq < int64_t(1) << scale_bits &&
-                        window_base + std::max(id / 32, id % 32) < 256,
-                    "codecllm::", op, ": pair ", id, " of frequency ", freq);
+                   freq < int64_t(1) << scale_bits &&
+                   window_base + std::max(id / 32, id % 32) < 256,
+               "codecllm::", op, ": pair ", id, " of frequency ", freq);
     sum += freq;
   }
   CLLM_CHECK(sum < int64_t(1) << scale_bits, "codecllm::", op,
-                  ": frequencies leave nothing for the escape");
+             ": frequencies leave nothing for the escape");
   const EncoderTables tables(pairs.const_data_ptr<int64_t>(), freqs.const_data_ptr<int64_t>(),
                              pairs.numel(), uint32_t(window_base), int(scale_bits));
   const int64_t tile_rows = ceil_div(view.rows, kTileRows), col_tiles = ceil_div(cols, tile_cols);

@@ -77,3 +77,18 @@ def test_checksums_may_be_left_out(coded):
 
 def test_check_gives_the_matrix_back(coded):
     assert coded.check() is coded
+
+
+def test_matrices_are_equal_when_their_bytes_are(coded):
+    again = CodedMatrix(*(t.clone() for t in coded.tensors()))
+    assert coded == again and hash(coded) == hash(again)
+    raw = coded.raw.clone()
+    raw[5] ^= 1
+    assert coded != replace(coded, raw=raw) and coded != coded.to("meta") and coded != "coded"
+
+
+def test_repr_says_what_it_is(coded):
+    assert repr(coded) == (
+        f"CodedMatrix(bf16 [33, 70], tile_cols=32, {coded.nbytes} bytes, device=cpu)"
+    )
+    assert "device=meta" in repr(coded.to("meta"))

@@ -174,6 +174,32 @@ def test_scales_of_rows_are_joined():
     assert torch.equal(ops.decode(matrix, torch.float32), q.float() * scale[:, None])
 
 
+@pytest.mark.parametrize("allow_stored", [False, True])
+def test_one_row_stacks_with_rows(allow_stored):
+    """Its one scale is a scale per row, though encoders write it as the tensor's."""
+    q, scale = weights(34, 40, FORMATS["int8"]), torch.rand(34)
+    one = ops.encode(q[:1], scale=scale[:1], tile_cols=32, allow_stored=allow_stored)
+    if allow_stored:
+        words = to_tensor(random_words(33, 40, FORMATS["int8"]), FORMATS["int8"])
+        q = torch.cat([q[:1], words])
+        assert one.info.stored
+    rest = ops.encode(q[1:], scale=scale[1:], tile_cols=32, allow_stored=allow_stored)
+    for order in ([0, 1], [1, 0], [0, 0]):
+        matrix = CodedMatrix.concat_rows([(one, rest)[i] for i in order])
+        expected = torch.cat([(q[:1], q[1:])[i].float() * (scale[:1], scale[1:])[i][:, None]
+                              for i in order])  # fmt: skip
+        assert torch.equal(ops.decode(matrix.check(), torch.float32), expected)
+    assert torch.equal(ops.decode(one.slice(slice(0, 1)).check()), q[:1])
+    assert one.slice(slice(1, 1)).check().shape == (0, 40)
+
+
+def test_too_many_segments_are_refused_before_they_are_written():
+    part = CodedMatrix.concat_rows([coded(weights(0, 16, BF16))] * 2048)
+    assert len(CodedMatrix.concat_rows([part, part]).check().info.segments) == 4096
+    with pytest.raises(ValueError, match="6144 segments, at most 4096"):
+        CodedMatrix.concat_rows([part] * 3)
+
+
 def test_stored_matrices_are_joined():
     words = [random_words(r, 30, BF16) for r in (3, 5)]
     matrix = CodedMatrix.concat_rows([ops.encode(to_tensor(w, BF16)) for w in words])
@@ -200,6 +226,11 @@ def test_parts_that_differ_are_refused_by_name(key, other):
 def test_kinds_of_scale_do_not_mix():
     q = weights(16, 64, FORMATS["int8"])
     rows, tensor = coded(q, scale=torch.ones(16)), coded(q, scale=torch.ones(1))
+    with pytest.raises(
+        ValueError, match=r"parts differ in stored: False, True; .*allow_stored=False"
+    ):
+        stored = ops.encode(to_tensor(random_words(16, 64, FORMATS["int8"]), FORMATS["int8"]))
+        CodedMatrix.concat_rows([coded(q), stored])
     with pytest.raises(ValueError, match="parts differ in scale_kind"):
         CodedMatrix.concat_rows([rows, tensor])
     with pytest.raises(ValueError, match="one scale per tensor"):

@@ -173,9 +173,9 @@ def head_bytes(coded):
         ("scale_kind", 0, "0 scales"),
         ("scale_kind", 1, "1 scales"),
         ("segments", 0, "segments have 0 rows"),
-        ("segments", 0x10001, "65537 segments"),
+        ("segments", 4097, "4097 segments, at most 4096"),
         ("segments", MAXIMUM["I"], "segments"),
-        ("segments", 0x10000, "segments do not fit"),
+        ("segments", 4096, "segments do not fit"),
         ("head_bytes", 0, "head_bytes 0"),
         ("head_bytes", MAXIMUM["I"], "head_bytes"),
         ("stream_bytes", 0, "stream_bytes 0"),
@@ -197,6 +197,17 @@ def head_bytes(coded):
 def test_extreme_field_is_refused_by_name(head_bytes, field, value, named):
     with pytest.raises((CorruptStreamError, UnsupportedFormatError), match=named):
         Head.parse(changed(head_bytes, **{field: value}))
+
+
+def test_slot_tables_are_bounded():
+    """The head of 65536 segments would fit into a megabyte, its slot tables not into 500."""
+    body = struct.pack("<QBBHI", 0, 0, 0, 1, 2) * 0x10000 + bytes([0, 0]) * 0x10000
+    header = struct.pack(
+        "<4sHBBQQIBBBBIIQIIII",
+        *(b"CLLM", 1, 1, 0, 0, 16, 16, 11, 4, 0, 0, 0x10000, 64 + len(body), 16, 0, 0, 0, 0),
+    )
+    with pytest.raises(CorruptStreamError, match="65536 segments, at most 4096"):
+        Head.parse(sealed(header + body))
 
 
 def test_unknown_format_is_unsupported_not_corrupt(head_bytes):

@@ -53,5 +53,17 @@ def test_unknown_names_are_refused():
         codecllm.CompressedTensor(None, torch.zeros(2, 2, dtype=torch.int32))
 
 
+@pytest.mark.parametrize(
+    "option",
+    [{"tile_cols": 0}, {"tile_cols": 24}, {"scale_bits": 12}, {"predictor": "up"}],
+    ids=str,
+)
+def test_options_are_checked_when_the_codec_is_made(option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        codecllm.load_codec(**option)
+    with pytest.raises(ValueError, match=next(iter(option))):
+        codecllm.load_codec().encode(torch.zeros(16, 16), **option)
+
+
 def test_info_names_the_backend():
     assert codecllm.load_codec().info()["cpu"]

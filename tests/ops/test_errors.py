@@ -46,6 +46,7 @@ def test_only_matrices_are_coded(shape):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
+        ("tile_cols", 0, "tile_cols 0"),
         ("tile_cols", 8, "tile_cols 8"),
         ("tile_cols", 24, "tile_cols 24"),
         ("tile_cols", -16, "tile_cols -16"),
@@ -67,6 +68,19 @@ def test_scale_of_another_shape_or_dtype(scale):
     q = weights(33, 16, FORMATS["int8"])
     with pytest.raises(ValueError, match=r"not float32 \[1\] or \[33\]"):
         ops.encode(q, scale=scale)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_scales_are_finite(value):
+    q, scale = weights(33, 16, FORMATS["int8"]), torch.ones(33)
+    scale[32] = value
+    with pytest.raises(ValueError, match="scale has NaN or infinite"):
+        ops.encode(q, scale=scale)
+
+
+def test_meta_tensor_has_nothing_to_encode():
+    with pytest.raises(ValueError, match="a tensor on the meta device has no values"):
+        ops.encode(torch.empty(16, 16, dtype=torch.bfloat16, device="meta"))
 
 
 def test_lossless_formats_take_no_scale():

@@ -10,6 +10,7 @@ import torch
 
 import codecllm_ops
 from codecllm_ops.codec.coded import CodedMatrix
+from codecllm_ops.codec.encoder import check_options
 
 
 def _lossless(weight: torch.Tensor, **options: Any) -> CodedMatrix:
@@ -50,12 +51,18 @@ class Codec:
         tile_cols: columns of a tile, a multiple of 16; None lets the encoder choose.
         scale_bits: precision of the frequencies, 8 to 11.
         predictor: "none", "left", or "auto" (the smaller of both, measured).
+
+    Raises:
+        ValueError: an option out of range.
     """
 
     backend: str = "auto"
     tile_cols: int | None = None
     scale_bits: int = 11
     predictor: str = "none"
+
+    def __post_init__(self) -> None:
+        check_options(self.tile_cols, self.scale_bits, self.predictor)
 
     def encode_matrix(self, weight: torch.Tensor, format: str = "lossless") -> CodedMatrix:
         """Codes a matrix.
