@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import codecllm_ops as ops
-from cases import weights
+from cases import every_backend, running, weights
 from codecllm_ops import CodedMatrix, CorruptStreamError
 from codecllm_ops.codec.coded import read_index, write_index
 from codecllm_ops.format import FORMATS
@@ -64,6 +64,27 @@ def test_lane_without_a_whole_state(coded, length):
 
     with pytest.raises(CorruptStreamError, match="fewer than the two words of its state"):
         with_index(coded, change).check()
+
+
+@every_backend
+def test_tiles_may_stand_in_any_order_with_anything_between(coded, backend):
+    """docs/format.md, section 7: encoders write them in order, decoders read the index."""
+    bits = coded.info.len_bits
+    starts, lengths, segments = read_index(coded.index.numpy(), bits)
+    pieces, moved, at = [], starts.copy(), 0
+    for tile in reversed(range(len(starts))):
+        size = 2 * int(lengths[tile].sum())
+        moved[tile] = at
+        pieces.append(coded.stream[starts[tile] : starts[tile] + size])
+        pieces.append(torch.full((-size % 16 + 32,), 0xA5, dtype=torch.uint8))
+        at += size + pieces[-1].numel()
+    index = torch.from_numpy(write_index(moved, lengths, segments, bits))
+    shuffled = CodedMatrix.build(coded.info, torch.cat(pieces), coded.raw, index).check()
+    with running(backend):
+        assert torch.equal(ops.decode(shuffled), ops.decode(coded))
+        assert torch.equal(ops.decode_rows(torch.arange(33), shuffled), ops.decode(coded))
+    again = CodedMatrix.concat_rows([shuffled, coded]).slice(slice(0, 33))
+    assert torch.equal(ops.decode(again.check()), ops.decode(coded))
 
 
 def test_checksums_may_be_left_out(coded):

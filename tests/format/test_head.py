@@ -260,6 +260,17 @@ def test_table_of_the_documented_bytes_is_read():
     assert head.segments[0].freqs.tolist() == [1, 250]
 
 
+def test_table_entries_may_be_longer_than_needed():
+    head = Head.parse(with_table(bytes([0x85, 0x80, 0x00, 0x80, 0x00]), 1))
+    assert head.segments[0].pairs.tolist() == [5]
+    assert head.segments[0].freqs.tolist() == [1]
+
+
+def test_no_rows_need_no_segments():
+    head = Head(FORMATS["bf16"], 0, 16, 16, 8, 1, (), stream_bytes=16)
+    assert Head.parse(head.pack()).segments == ()
+
+
 @pytest.mark.parametrize(
     ("table", "pairs", "base", "named"),
     [
