@@ -9,8 +9,14 @@ Traps:
     linker keeps the first copy it meets, so objects are linked in the order of ISA_FLAGS, those
     that run everywhere first.
 
+  * The CUDA library is an extension of its own: where no driver is, it does not load, and nothing
+    else suffers. Torch's CUDAExtension wants a CUDA torch to build; a CppExtension does not.
+
 Environment:
   CODECLLM_NO_EXT=1    no compiled part
+  CODECLLM_CUDA        auto (default: if nvcc is there and torch is a CUDA build), 0 or 1
+  CUDA_HOME            the toolkit, else that of the nvcc on PATH
+  TORCH_CUDA_ARCH_LIST GPUs to compile for, e.g. "9.0a;10.0a+PTX"
   CODECLLM_SANITIZE=1  address and undefined-behaviour sanitizers (preload libasan to run)
   CXX, MAX_JOBS        the compiler, and how many of it run at once
 """
@@ -19,7 +25,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +75,11 @@ AVX512 += ["-fschedule-insns", "-fsched-pressure"]
 ISA_FLAGS = {"avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
 
 
+# Turing to Blackwell; PTX of the last for what comes after.
+CUDA_ARCHS = "7.5;8.0;8.6;8.9;9.0a;10.0a;12.0+PTX"
+NVCC_FLAGS = ["-O3", "-std=c++17", "-lineinfo", "-Xcompiler=-fvisibility=hidden"]
+
+
 def isa_of(source: Path) -> str | None:
     """Instruction set that a kernel file is named after; None if it runs everywhere."""
     base, _, last = source.stem.rpartition("_")
@@ -85,7 +98,7 @@ def kernel_flags(source: Path) -> list[str]:
 
 
 def headers() -> list[str]:
-    return sorted(str(p) for pattern in ("*.h", "*.hpp") for p in Path("csrc").rglob(pattern))
+    return sorted(str(p) for pattern in ("*.h", "*.cuh") for p in Path("csrc").rglob(pattern))
 
 
 def find_compiler() -> str | None:
@@ -115,9 +128,81 @@ def reason_for_pure_python() -> str | None:
     return None
 
 
+def cuda_home() -> Path | None:
+    """Root of the CUDA toolkit; None if there is none."""
+    wanted = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    candidates = [Path(wanted)] if wanted else []
+    if nvcc := shutil.which("nvcc"):
+        # What is on PATH may be a wrapper: nvcc itself knows where it lives.
+        run = subprocess.run([nvcc, "-dryrun", "--cubin", "x.cu"], capture_output=True, text=True)
+        if found := re.search(r"TOP=(\S+)", run.stderr + run.stdout):
+            candidates.append(Path(found[1]).resolve())
+    candidates += [Path(p, "nvidia", "cu13") for p in sys.path]  # pip install cuda-toolkit
+    candidates.append(Path("/usr/local/cuda"))
+    return next((c for c in candidates if (c / "bin/nvcc").exists()), None)
+
+
+def wants_cuda() -> bool:
+    wish = os.environ.get("CODECLLM_CUDA", "auto")
+    if wish not in ("auto", "0", "1"):
+        raise SystemExit(f"codecllm: CODECLLM_CUDA={wish} is not auto, 0 or 1")
+    if wish == "1" and cuda_home() is None:
+        raise SystemExit("codecllm: CODECLLM_CUDA=1, but no nvcc; install a toolkit, set CUDA_HOME")
+    if wish == "auto":
+        import torch
+
+        return torch.version.cuda is not None and cuda_home() is not None
+    return wish == "1"
+
+
+def cuda_arch_flags(archs: str, known: str) -> list[str]:
+    """-gencode flags.
+
+    Args:
+        archs: e.g. "8.0;9.0a+PTX".
+        known: what `nvcc --list-gpu-code` prints; others are left out with a message.
+    """
+    flags = []
+    for arch in archs.replace(" ", ";").split(";"):
+        number = arch.removesuffix("+PTX").replace(".", "")
+        if f"sm_{number.rstrip('af')}" not in known.split():
+            print(f"*** codecllm: this nvcc does not know sm_{number}: left out", file=sys.stderr)
+            continue
+        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if arch.endswith("+PTX"):
+            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return flags
+
+
 def extensions() -> list[Extension]:
-    """One extension per device library; a CUDA library `codecllm_ops._C_cuda` would join here."""
-    return [cpu_extension()]
+    """One extension per device library."""
+    return [cpu_extension(), *([cuda_extension()] if wants_cuda() else [])]
+
+
+def cuda_sources() -> list[str]:
+    return sorted(str(p) for p in Path("csrc/cuda").iterdir() if p.suffix in (".cu", ".cpp"))
+
+
+def cuda_extension() -> Extension:
+    from torch.utils import cpp_extension
+
+    home = cuda_home()
+    cpp_extension.CUDA_HOME = str(home)  # a CPU-only torch leaves it None
+    known = subprocess.run(
+        [home / "bin/nvcc", "--list-gpu-code"], check=True, capture_output=True, text=True
+    ).stdout
+    archs = cuda_arch_flags(os.environ.get("TORCH_CUDA_ARCH_LIST", CUDA_ARCHS), known)
+    return cpp_extension.CppExtension(
+        "codecllm_ops._C_cuda",
+        ["csrc/torch/ops_cuda.cpp", *cuda_sources()],
+        include_dirs=[str(Path("csrc").resolve()), str(home / "include")],
+        library_dirs=[str(home / "lib64"), str(home / "lib")],
+        libraries=["cudart_static", "rt", "pthread", "dl"],
+        extra_compile_args={"cxx": [*TORCH_FLAGS, *CXX_FLAGS], "nvcc": [*NVCC_FLAGS, *archs]},
+        extra_link_args=LINK_FLAGS,
+        depends=headers(),
+        py_limited_api=True,
+    )
 
 
 def cpu_extension() -> Extension:
@@ -126,7 +211,7 @@ def cpu_extension() -> Extension:
     # Kernel objects are added to extra_objects by the build_ext command.
     return CppExtension(
         "codecllm_ops._C",
-        sorted(str(p) for p in Path("csrc/torch").glob("*.cpp")),
+        ["csrc/torch/ops_cpu.cpp"],
         include_dirs=[str(Path("csrc").resolve())],
         extra_compile_args={"cxx": [*TORCH_FLAGS, *CXX_FLAGS]},
         extra_link_args=LINK_FLAGS,

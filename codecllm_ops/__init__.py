@@ -11,6 +11,7 @@ from .ops import (
     encode,
     quantize_int8,
     select_cpu_isa,
+    set_check,
 )
 
 __all__ = [
@@ -25,4 +26,5 @@ __all__ = [
     "encode",
     "quantize_int8",
     "select_cpu_isa",
+    "set_check",
 ]

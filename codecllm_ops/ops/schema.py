@@ -48,6 +48,7 @@ INTERNAL = {
     "_select_isa": "(str name) -> bool",
     "_available_isas": "() -> str",
     "_set_gemm_from": "(int rows) -> int",  # returns the one before
+    "_set_check": "(bool on) -> bool",  # CUDA: raise where streams are corrupt; as above
 }
 
 # Kept for the life of the process: a Library that is collected takes its ops along.

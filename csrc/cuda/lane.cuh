@@ -53,6 +53,7 @@ struct GlobalSlots {
 // A tile's words in shared memory. Not bounded: a group takes at most 8 words, so that a corrupt
 // stream reads at most 16 bytes per group beyond the tile, and the kernel has that much in reserve.
 struct SharedWords {
+  static constexpr bool kPipelined = true;
   SharedAddress at;
   CLLM_DEVICE uint32_t fetch() const { return load_shared16(at); }
   CLLM_DEVICE void advance() { at += 2; }
@@ -62,6 +63,7 @@ struct SharedWords {
 };
 
 struct GlobalWords {
+  static constexpr bool kPipelined = false;
   const uint8_t* tile;
   uint32_t at, limit;  // in words; positions from `limit` on read the word there
   CLLM_DEVICE uint32_t fetch() const {

@@ -4,10 +4,13 @@
 
 namespace codecllm::cuda {
 
-// Groups per iteration of the main loop: whole containers of every plane, and 16-byte loads of the
-// widest.
+// Not less than two iterations' bytes of any plane: how far the main loop reads ahead.
+constexpr int kLoadAhead = 2048;
+
+// Groups per iteration of the main loop: whole containers of every plane. Four where a plane has
+// one bit a weight, 16 pairs to a container; the code is larger for it.
 template <class F>
-constexpr int kUnroll = F::fmt.word_bits == 8 || F::fmt.id == Fp16::fmt.id ? 4 : 2;
+constexpr int kUnroll = F::fmt.planes[F::fmt.n_planes - 1].bits == 1 ? 4 : 2;
 
 // Containers of plane p in `groups` groups, when these begin at a container's border.
 template <class F>
@@ -99,75 +102,86 @@ struct RawTile {
   }
 };
 
-// Walks over the full quads of a lane, an iteration (kUnroll groups) at a time.
+// Walks over the full quads of a lane, a pair of iterations (2 * kUnroll groups) at a time.
 template <class F>
 struct RawCursor {
-  const uint8_t* at[F::fmt.n_planes];  // of an even iteration
+  const uint8_t* at[F::fmt.n_planes];
+  bool half = false;  // of a quad, for planes with one container an iteration
 
   CLLM_DEVICE explicit RawCursor(const RawTile<F>& tile) {
 #pragma unroll
     for (int p = 0; p < F::fmt.n_planes; ++p) at[p] = tile.planes[p] + 16 * tile.lane;
   }
-  // Bytes from container i * n of a lane to container (i + ahead) * n.
-  static CLLM_DEVICE int distance(int n, int i, int ahead) {
-    if (n >= 4) return ahead * (n / 4) * 16 * kLanes;
-    if (n == 2) return ahead / 2 * 16 * kLanes + ahead % 2 * 8;  // i is even
-    return (i % 4 + ahead) / 4 * 16 * kLanes + ((i + ahead) % 4 - i % 4) * 4;
+  // To the next pair.
+  CLLM_DEVICE void advance() {
+#pragma unroll
+    for (int p = 0; p < F::fmt.n_planes; ++p) {
+      const int n = plane_containers<F>(p, kUnroll<F>);
+      at[p] += n > 1 ? n / 2 * 16 * kLanes : half ? 16 * kLanes - 8 : 8;
+    }
+    half = !half;
   }
-  // The containers of iteration i + ahead.
-  CLLM_DEVICE void load(int i, int ahead, RawBits<F>& to) const {
+  // The containers of an iteration of the pair, 0 or 1.
+  CLLM_DEVICE void load(int iteration, RawBits<F>& to) const {
 #pragma unroll
     for (int p = 0; p < F::fmt.n_planes; ++p) {
       const int n = plane_containers<F>(p, kUnroll<F>);
       uint32_t* c = to.containers + containers_before<F>(p, kUnroll<F>);
-      const uint8_t* from = at[p] + distance(n, i, ahead);
-      if (n >= 4) {
-#pragma unroll
-        for (int q = 0; q < n / 4; ++q) {
-          const uint4 v = load_once128(from + q * 16 * kLanes);
-          c[4 * q] = v.x, c[4 * q + 1] = v.y, c[4 * q + 2] = v.z, c[4 * q + 3] = v.w;
-        }
+      if (n == 1) {
+        c[0] = load_once32(at[p] + 4 * iteration);
       } else if (n == 2) {
-        const uint2 v = load_once64(from);
+        const uint2 v = load_once64(at[p] + 8 * iteration);
         c[0] = v.x, c[1] = v.y;
       } else {
-        c[0] = load_once32(from);
+#pragma unroll
+        for (int q = 0; q < n / 4; ++q) {
+          const uint4 v = load_once128(at[p] + (iteration * (n / 4) + q) * 16 * kLanes);
+          c[4 * q] = v.x, c[4 * q + 1] = v.y, c[4 * q + 2] = v.z, c[4 * q + 3] = v.w;
+        }
       }
     }
-  }
-  CLLM_DEVICE void advance(int i, int ahead) {
-#pragma unroll
-    for (int p = 0; p < F::fmt.n_planes; ++p)
-      at[p] += distance(plane_containers<F>(p, kUnroll<F>), i, ahead);
   }
 };
 
 // Calls f(raw, n, parity) for every group of a tile, in order: the group's pairs are n .. n + 3 of
 // `raw`; `parity` is that of the group.
-// Two sets of registers in turn: one is loaded while the other is used, and nothing is copied.
-template <class F, class Each>
-CLLM_DEVICE void for_each_group(const RawTile<F>& tile, Each&& f) {
-  const auto use = [&](const RawBits<F>& raw) {
+//
+// Pipelined: two sets of registers in turn, each loaded again as soon as it was used; nothing is
+// copied. (Loads for the same iteration do not stay where they are written: the compiler moves them
+// down to their use.) The last two loads of a tile are too many, from the tile behind it. A tile
+// with none there (`last`) leaves its end to the plain loop, as every tile does with what does not
+// fill two iterations.
+template <class F, bool Pipelined, class Each>
+CLLM_DEVICE void for_each_group(const RawTile<F>& tile, bool last, Each&& f) {
+  int iterations = 0;
+  if constexpr (Pipelined) {
+    iterations = uniform((tile.iterations() - (last ? 2 : 0)) & ~1);
+    if (iterations > 0) {
+      RawCursor<F> cursor(tile);
+      RawBits<F> even, odd;
+      cursor.load(0, even);
+      cursor.load(1, odd);
+      const auto pair = [&] {
 #pragma unroll
-    for (int u = 0; u < kUnroll<F>; ++u) f(raw, kPairsPerGroup * u, u % 2);
-  };
-  const int iterations = uniform(tile.iterations());
-  if (iterations) {
-    RawCursor<F> cursor(tile);
-    RawBits<F> even, odd;
-    cursor.load(0, 0, even);
-    int i = 2;
+        for (int u = 0; u < kUnroll<F>; ++u) f(even, kPairsPerGroup * u, u % 2);
+        cursor.advance();
+        cursor.load(0, even);
+#pragma unroll
+        for (int u = 0; u < kUnroll<F>; ++u) f(odd, kPairsPerGroup * u, u % 2);
+        cursor.load(1, odd);
+      };
+      // Eight groups to a trip.
+      constexpr int kTrip = 8 / kUnroll<F>;
+      int left = iterations;
 #pragma unroll 1
-    for (; i < iterations; i += 2) {
-      cursor.load(i - 2, 1, odd);
-      use(even);
-      cursor.advance(i - 2, 2);
-      cursor.load(i, 0, even);
-      use(odd);
+      for (; left >= kTrip; left -= kTrip) {
+        pair();
+        if constexpr (kTrip > 2) pair();
+      }
+      if (kTrip > 2 && left) pair();
+    } else {
+      iterations = 0;
     }
-    if (i == iterations) cursor.load(i - 2, 1, odd);
-    use(even);
-    if (i == iterations) use(odd);
   }
 #pragma unroll 1
   for (int group = iterations * kUnroll<F>; group < tile.groups; ++group) {

@@ -15,6 +15,7 @@ struct DeviceTile {
   int segment, groups, rows;  // rows inside the matrix, 1..16
   int64_t out_row;
   bool valid;
+  bool last;  // less than kLoadAhead bytes of raw plane behind it
 };
 
 // All lanes of a warp must call it. `lane` says whose words are wanted.
@@ -25,7 +26,9 @@ CLLM_DEVICE DeviceTile locate_tile(const CodedView& m, int64_t tile_row, int64_t
   const uint32_t* record = m.index + number * (2 + m.len_bits);
   const uint32_t first = __ldg(record), second = __ldg(record + 1);
   tile.groups = m.groups(col_tile);
-  tile.raw = m.raw + tile_row * m.raw_row_bytes + col_tile * m.raw_tile_bytes;
+  const int64_t raw_at = tile_row * m.raw_row_bytes + col_tile * m.raw_tile_bytes;
+  tile.raw = m.raw + raw_at;
+  tile.last = m.tile_rows * m.raw_row_bytes - raw_at < m.raw_tile_bytes + kLoadAhead;
 
   const int me = threadIdx.x & 31, bit = me * m.len_bits, word = bit >> 5;
   const uint32_t low = __ldg(record + 2 + word);
@@ -101,15 +104,16 @@ CLLM_DEVICE bool decode_tile(const DeviceTile& tile, const Slots& slots, const S
   const uint32_t base = own(segment.base);
   uint32_t previous[2] = {segment.seed, segment.seed};
   int group = 0;
-  for_each_group(RawTile<F>(tile.raw, raw_lane, tile.groups),
-                 [&](const RawBits<F>& raw, int n, int parity) {
-                   uint32_t pairs[kPairsPerGroup];
-                   decode_group<F>(lane, slots, base, pairs);
-                   if constexpr (Left) undo_left<F>(pairs, previous);
+  for_each_group<F, Words::kPipelined>(RawTile<F>(tile.raw, raw_lane, tile.groups), tile.last,
+                                       [&](const RawBits<F>& raw, int n, int parity) {
+                                         uint32_t pairs[kPairsPerGroup];
+                                         decode_group<F>(lane, slots, base, pairs);
+                                         if constexpr (Left) undo_left<F>(pairs, previous);
 #pragma unroll
-                   for (int j = 0; j < kPairsPerGroup; ++j) pairs[j] = raw.merge(n + j, pairs[j]);
-                   f(group++, parity, pairs, raw, n);
-                 });
+                                         for (int j = 0; j < kPairsPerGroup; ++j)
+                                           pairs[j] = raw.merge(n + j, pairs[j]);
+                                         f(group++, parity, pairs, raw, n);
+                                       });
   return lane.ended(end);
 }
 

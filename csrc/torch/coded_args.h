@@ -1,6 +1,8 @@
 // From op arguments to a CodedView that kernels may trust: every size is checked here, so that no
 // bytes can send a kernel outside its tensors (offsets inside the index are checked per tile).
 #pragma once
+#include <algorithm>
+
 #include "../cpu/coded_view.h"
 #include "compat.h"
 
@@ -27,9 +29,13 @@ struct Layout {
 
 enum ScaleKind { kNoScale, kTensorScale, kRowScale };
 
+// `like` gives the device: the CPU, or one of the GPUs.
 inline void check_tensor(const Tensor& t, ScalarType dtype, int64_t dim, const char* op,
-                         const char* name) {
-  CLLM_CHECK(t.is_cpu(), "codecllm::", op, ": ", name, " is not on the CPU like the others");
+                         const char* name, const Tensor& like) {
+  const bool same =
+      like.is_cpu() ? t.is_cpu() : t.is_cuda() && t.get_device_index() == like.get_device_index();
+  CLLM_CHECK(same, "codecllm::", op, ": ", name, " is not on the ",
+             like.is_cpu() ? "CPU" : "same GPU", " like the others");
   CLLM_CHECK(t.scalar_type() == dtype, "codecllm::", op, ": ", name, " is ",
              toString(t.scalar_type()), ", not ", toString(dtype));
   CLLM_CHECK(t.dim() == dim, "codecllm::", op, ": ", name, " has ", t.dim(), " dimensions, not ",
@@ -44,14 +50,42 @@ inline int word_bytes(int format, const char* op) {
   return bytes;
 }
 
+// The tile rows that a table on the CPU describes; it must describe `v.rows` rows.
+inline int64_t tile_rows_of_table(const CodedView& v, const char* op) {
+  int64_t row = 0, tile_rows = 0;
+  for (int64_t s = 0; s < v.segments; ++s) {
+    const uint32_t* h = v.segment(s);
+    CLLM_CHECK(h[kFirstRow] == row && h[kFirstTileRow] == tile_rows, "codecllm::", op,
+               ": corrupt table: segment ", s, " does not follow the one before it");
+    row += h[kRows];
+    tile_rows += ceil_div(h[kRows], kTileRows);
+  }
+  CLLM_CHECK(row == v.rows, "codecllm::", op, ": corrupt table: segments of ", row, " rows, not ",
+             v.rows);
+  return tile_rows;
+}
+
+// A table on a GPU is not read here: that would wait for the GPU. Kernels check what they take from
+// it; the tile rows follow from the index.
+inline int64_t tile_rows_of_index(const CodedView& v, int64_t index_values, const char* op) {
+  const int64_t least = ceil_div(v.rows, kTileRows);
+  if (v.cols == 0) return least;
+  const int64_t tile_rows = index_values / (v.col_tiles * (2 + v.len_bits));
+  CLLM_CHECK(v.segments >= (v.rows > 0) && tile_rows >= least &&
+                 tile_rows < least + std::max<int64_t>(v.segments, 1),
+             "codecllm::", op, ": corrupt index or table: ", tile_rows, " tile rows and ",
+             v.segments, " segments for ", v.rows, " rows");
+  return tile_rows;
+}
+
 // Checks everything but the contents of `index` and the streams.
 inline CodedView coded_view(const Tensor& stream, const Tensor& raw, const Tensor& index,
                             const Tensor& table, int64_t rows, int64_t cols, const Layout& layout,
                             const char* op) {
-  check_tensor(stream, ScalarType::Byte, 1, op, "stream");
-  check_tensor(raw, ScalarType::Byte, 1, op, "raw");
-  check_tensor(index, ScalarType::Int, 1, op, "index");
-  check_tensor(table, ScalarType::Int, 2, op, "table");
+  check_tensor(stream, ScalarType::Byte, 1, op, "stream", stream);
+  check_tensor(raw, ScalarType::Byte, 1, op, "raw", stream);
+  check_tensor(index, ScalarType::Int, 1, op, "index", stream);
+  check_tensor(table, ScalarType::Int, 2, op, "table", stream);
   CLLM_CHECK(layout.known, "codecllm::", op, ": corrupt layout: unknown bits");
   // Fewer than 2^57 words: no product below can overflow.
   CLLM_CHECK(rows >= 0 && cols >= 0 && rows < INT32_MAX && cols < INT32_MAX &&
@@ -86,16 +120,8 @@ inline CodedView coded_view(const Tensor& stream, const Tensor& raw, const Tenso
   CLLM_CHECK(table.size(1) == kTableHeader + (int64_t(1) << v.scale_bits), "codecllm::", op,
              ": corrupt table: ", table.size(1), " entries for scale_bits ", v.scale_bits);
   v.col_tiles = ceil_div(cols, v.tile_cols);
-  int64_t row = 0;
-  for (int64_t s = 0; s < v.segments; ++s) {
-    const uint32_t* h = v.segment(s);
-    CLLM_CHECK(h[kFirstRow] == row && h[kFirstTileRow] == v.tile_rows, "codecllm::", op,
-               ": corrupt table: segment ", s, " does not follow the one before it");
-    row += h[kRows];
-    v.tile_rows += ceil_div(h[kRows], kTileRows);
-  }
-  CLLM_CHECK(row == rows, "codecllm::", op, ": corrupt table: segments of ", row, " rows, not ",
-             rows);
+  v.tile_rows =
+      stream.is_cpu() ? tile_rows_of_table(v, op) : tile_rows_of_index(v, index.numel(), op);
   with_format(v.format, [&](auto f) {
     constexpr WeightFormat fmt = decltype(f)::fmt;
     v.raw_tile_bytes = raw_tile_bytes(fmt, v.tile_cols / kGroupCols);
@@ -108,6 +134,9 @@ inline CodedView coded_view(const Tensor& stream, const Tensor& raw, const Tenso
   CLLM_CHECK(index.numel() == v.tile_rows * v.col_tiles * (2 + v.len_bits), "codecllm::", op,
              ": corrupt index: ", index.numel(), " values, not ",
              v.tile_rows * v.col_tiles * (2 + v.len_bits));
+  // Kernels fetch a few words beyond the last tile.
+  CLLM_CHECK(!v.tile_rows || !v.col_tiles || v.stream_bytes >= 2 * kStreamPadWords,
+             "codecllm::", op, ": corrupt coded plane: ", v.stream_bytes, " bytes");
   return v;
 }
 

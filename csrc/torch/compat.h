@@ -13,6 +13,9 @@
 #endif
 
 // As STD_TORCH_CHECK, without the C++ function, file and line before the message: users see it.
-#define CLLM_CHECK(cond, ...) \
-  if (!(cond))                \
-  throw std::runtime_error(torch::headeronly::detail::stdTorchCheckMsgImpl("", ##__VA_ARGS__))
+#define CLLM_CHECK(cond, ...)                                                  \
+  do {                                                                         \
+    if (!(cond))                                                               \
+      throw std::runtime_error(                                                \
+          torch::headeronly::detail::stdTorchCheckMsgImpl("", ##__VA_ARGS__)); \
+  } while (false)

@@ -96,7 +96,7 @@ Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& 
                          int64_t layout_bits) {
   const Layout layout(layout_bits);
   const CodedView view = coded_view(stream, raw, index, table, rows, cols, layout, "decode_rows");
-  check_tensor(ids, ScalarType::Long, 1, "decode_rows", "ids");
+  check_tensor(ids, ScalarType::Long, 1, "decode_rows", "ids", stream);
   const int64_t* id = ids.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < ids.numel(); ++i)
     CLLM_CHECK(id[i] >= 0 && id[i] < rows, "codecllm::decode_rows: index ", id[i],
@@ -242,14 +242,14 @@ Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, c
                   scale,
                   bias};
   if (bias) {
-    check_tensor(*bias, x.scalar_type(), 1, op, "bias");
+    check_tensor(*bias, x.scalar_type(), 1, op, "bias", stream);
     CLLM_CHECK(bias->size(0) == rows, "codecllm::decode_linear: bias of ", bias->size(0), " for ",
                rows, " rows");
   }
   CLLM_CHECK(bool(scale) == (layout.scale_kind != kNoScale),
              "codecllm::decode_linear: scale missing or not wanted");
   if (scale) {
-    check_tensor(*scale, ScalarType::Float, 1, op, "scale");
+    check_tensor(*scale, ScalarType::Float, 1, op, "scale", stream);
     CLLM_CHECK(scale->size(0) == (c.scale_per_row() ? rows : 1),
                "codecllm::decode_linear: ", scale->size(0), " scales for ", rows, " rows");
   }
@@ -278,7 +278,7 @@ int64_t set_gemm_from(int64_t rows) { return gemm_from.exchange(rows); }
 
 DenseView dense_view(const Tensor& words, int64_t cols, int64_t format, int64_t tile_cols,
                      int64_t predictor, int64_t pad_value, const char* op) {
-  check_tensor(words, ScalarType::Byte, 2, op, "words");
+  check_tensor(words, ScalarType::Byte, 2, op, "words", words);
   const int bytes = word_bytes(int(format), op);
   CLLM_CHECK(words.size(1) == cols * bytes, "codecllm::", op, ": ", words.size(1),
              " bytes a row for ", cols, " columns");
@@ -332,8 +332,8 @@ std::tuple<Tensor, Tensor, Tensor> encode_tiles_op(const Tensor& words, const Te
                                                    int64_t window_base, int64_t scale_bits) {
   const char* op = "_encode_tiles";
   const DenseView view = dense_view(words, cols, format, tile_cols, predictor, pad_value, op);
-  check_tensor(pairs, ScalarType::Long, 1, op, "pairs");
-  check_tensor(freqs, ScalarType::Long, 1, op, "freqs");
+  check_tensor(pairs, ScalarType::Long, 1, op, "pairs", words);
+  check_tensor(freqs, ScalarType::Long, 1, op, "freqs", words);
   CLLM_CHECK(scale_bits >= kMinScaleBits && scale_bits <= kMaxScaleBits, "codecllm::", op,
              ": scale_bits ", scale_bits, " outside 8..11");
   CLLM_CHECK(pairs.numel() == freqs.numel() && window_base >= 0, "codecllm::", op, ": ",

@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..nn import STREAM_NAMES, CodedModule, coded_form, obstacle, sync_tables
+from ..nn import (
+    STREAM_NAMES,
+    CodedModule,
+    checksums_compared,
+    coded_form,
+    obstacle,
+    sync_tables,
+)
 from .checkpoint import VERSION, Checkpoint
 from .folder_files import quantization_config
 from .tensor_file import TensorFile, tensor_item, write_tensors
@@ -103,7 +110,8 @@ def load_file(model: nn.Module, path: Path | str, *, checksums: bool = True) -> 
         model.set_submodule(module_name, new)
     for alias, name in aliases.items():
         state[alias] = state[name]
-    missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    with checksums_compared():  # or not wanted
+        missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
     if missing or unexpected:
         what = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is not in the model"
         raise ValueError(f"{path} does not fit the model: {what}")

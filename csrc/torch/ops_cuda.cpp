@@ -1,0 +1,244 @@
+// CUDA implementations of the ops whose schemas stand in codecllm_ops/ops/schema.py: checks and
+// launches on torch's current stream. No arithmetic, no host synchronisation unless asked to check.
+#define USE_CUDA 1  // shows aoti_torch_get_current_cuda_stream
+#include <torch/csrc/stable/accelerator.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../cuda/launch.h"
+#include "coded_args.h"
+
+namespace codecllm {
+namespace {
+
+using OptTensor = std::optional<Tensor>;
+using torch::stable::detail::from;
+
+// GPUs below are left to pure torch: no warp shuffles of this kind, no shared memory to speak of.
+constexpr int kMinArch = 75;
+
+void check_cuda(cudaError_t error, const char* op) {
+  CLLM_CHECK(error == cudaSuccess, "codecllm::", op, ": CUDA: ", cudaGetErrorString(error));
+}
+
+cudaStream_t current_stream(const Tensor& t) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream));
+  return cudaStream_t(stream);
+}
+
+cuda::Device properties_of(const Tensor& t, const char* op) {
+  cuda::Device device = {};
+  check_cuda(cuda::device_properties(t.get_device_index(), device), op);
+  return device;
+}
+
+// Kernels read 16 bytes at once. Tensors of torch's allocator begin where they may; a view of one
+// may not, and is copied.
+Tensor aligned(const Tensor& t) {
+  return uintptr_t(t.const_data_ptr()) % 16 ? torch::stable::clone(t) : t;
+}
+
+// A coded matrix whose tensors live as long as the view.
+struct DeviceMatrix {
+  Tensor stream, raw, index, table;
+  CodedView view;
+
+  DeviceMatrix(const Tensor& stream, const Tensor& raw, const Tensor& index, const Tensor& table,
+               int64_t rows, int64_t cols, const Layout& layout, const char* op)
+      : stream(aligned(stream)),
+        raw(aligned(raw)),
+        index(index),
+        table(table),
+        view(coded_view(this->stream, this->raw, index, table, rows, cols, layout, op)) {}
+};
+
+// ---- checking -----------------------------------------------------------------------------------
+
+// Kernels turn what a corrupt tile decodes to into NaN. Whoever wants an error instead pays for a
+// synchronisation.
+std::atomic<bool> checking{false};
+
+bool set_check(bool on) { return checking.exchange(on); }
+
+class StatusWord {
+ public:
+  explicit StatusWord(const Tensor& like) {
+    if (!checking.load()) return;
+    word_ = torch::stable::new_empty(like, {1}, ScalarType::Long);
+    torch::stable::fill_(*word_, -1);
+  }
+  uint64_t* pointer() const {
+    return word_ ? (uint64_t*)word_->mutable_data_ptr<int64_t>() : nullptr;
+  }
+  void check(const char* op) const {
+    if (!word_) return;
+    const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+    const Tensor here = torch::stable::to(*word_, cpu);
+    const uint64_t tile = uint64_t(*here.const_data_ptr<int64_t>());
+    CLLM_CHECK(tile != cuda::kBadId, "codecllm::", op, ": an index is out of range");
+    CLLM_CHECK(tile == ~uint64_t(0), "codecllm::", op, ": corrupt coded plane or index: tile ",
+               int64_t(tile), " does not end in the encoder's first state");
+  }
+
+ private:
+  std::optional<Tensor> word_;
+};
+
+// ---- decode -------------------------------------------------------------------------------------
+
+Tensor decode_words(const Tensor& stream, const Tensor& raw, const Tensor& index,
+                    const Tensor& table, int64_t rows, int64_t cols, int64_t layout_bits) {
+  const char* op = "decode";
+  const torch::stable::accelerator::DeviceGuard guard(stream.get_device_index());
+  const Layout layout(layout_bits);
+  const DeviceMatrix m(stream, raw, index, table, rows, cols, layout, op);
+  const int64_t row_bytes = cols * word_bytes(layout.format, op);
+  if (layout.stored) return torch::stable::clone(torch::stable::view(m.stream, {rows, row_bytes}));
+  Tensor out = torch::stable::new_empty(stream, {rows, row_bytes}, ScalarType::Byte);
+  if (!out.numel()) return out;
+  const StatusWord status(stream);
+  cuda::DecodeArgs a = {};
+  a.matrix = m.view;
+  a.out = out.mutable_data_ptr<uint8_t>();
+  a.status = status.pointer();
+  const cuda::DecodePlan plan = cuda::plan_decode(m.view, properties_of(stream, op));
+  check_cuda(cuda::launch_decode(a, plan, current_stream(stream)), op);
+  status.check(op);
+  return out;
+}
+
+Tensor index_select(const Tensor& t, const Tensor& ids) {
+  std::array<StableIValue, 3> stack{from(t), from(int64_t(0)), from(ids)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::index_select", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& raw,
+                         const Tensor& index, const Tensor& table, int64_t rows, int64_t cols,
+                         int64_t layout_bits) {
+  const char* op = "decode_rows";
+  const torch::stable::accelerator::DeviceGuard guard(stream.get_device_index());
+  const Layout layout(layout_bits);
+  const DeviceMatrix m(stream, raw, index, table, rows, cols, layout, op);
+  check_tensor(ids, ScalarType::Long, 1, op, "ids", stream);
+  const int64_t row_bytes = cols * word_bytes(layout.format, op);
+  if (layout.stored) return index_select(torch::stable::view(m.stream, {rows, row_bytes}), ids);
+  Tensor out = torch::stable::new_empty(stream, {ids.numel(), row_bytes}, ScalarType::Byte);
+  if (!out.numel()) return out;
+  CLLM_CHECK(rows > 0, "codecllm::decode_rows: an index is out of range for 0 rows");
+  const StatusWord status(stream);
+  cuda::DecodeArgs a = {};
+  a.matrix = m.view;
+  a.out = out.mutable_data_ptr<uint8_t>();
+  a.ids = ids.const_data_ptr<int64_t>();
+  a.ids_count = ids.numel();
+  a.status = status.pointer();
+  const int processors = properties_of(stream, op).processors;
+  check_cuda(cuda::launch_decode_rows(a, processors, current_stream(stream)), op);
+  status.check(op);
+  return out;
+}
+
+// ---- decode_linear ------------------------------------------------------------------------------
+
+// decode and F.linear in Python (codecllm_ops/ops/kernels.py): stored matrices, large batches, GPUs
+// that are too old.
+Tensor decode_then_linear(const Tensor& x, const Tensor& stream, const Tensor& raw,
+                          const Tensor& index, const Tensor& table, const OptTensor& scale,
+                          const OptTensor& bias, int64_t rows, int64_t cols, int64_t layout) {
+  std::array<StableIValue, 10> stack{from(x),     from(stream), from(raw),  from(index),
+                                     from(table), from(scale),  from(bias), from(rows),
+                                     from(cols),  from(layout)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("codecllm::_stored_linear", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+Dtype activation_dtype(const Tensor& x) {
+  const ScalarType type = x.scalar_type();
+  CLLM_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half,
+             "codecllm::decode_linear: x is ", toString(type),
+             ", neither float32, bfloat16 nor float16");
+  return type == ScalarType::Float      ? Dtype::f32
+         : type == ScalarType::BFloat16 ? Dtype::bf16
+                                        : Dtype::f16;
+}
+
+Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, const Tensor& index,
+                     const Tensor& table, OptTensor scale, OptTensor bias, int64_t rows,
+                     int64_t cols, int64_t layout_bits) {
+  const char* op = "decode_linear";
+  CLLM_CHECK(x.is_cuda() && x.get_device_index() == stream.get_device_index(),
+             "codecllm::decode_linear: x is not on the weight's GPU");
+  const torch::stable::accelerator::DeviceGuard guard(stream.get_device_index());
+  const Layout layout(layout_bits);
+  const Dtype dtype = activation_dtype(x);
+  CLLM_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == cols,
+             "codecllm::decode_linear: the last dimension of x must be ", cols, ", it is ",
+             x.dim() ? x.size(x.dim() - 1) : 0);
+  if (bias) {
+    bias = torch::stable::contiguous(*bias);
+    check_tensor(*bias, x.scalar_type(), 1, op, "bias", stream);
+    CLLM_CHECK(bias->size(0) == rows, "codecllm::decode_linear: bias of ", bias->size(0), " for ",
+               rows, " rows");
+  }
+  CLLM_CHECK(bool(scale) == (layout.scale_kind != kNoScale),
+             "codecllm::decode_linear: scale missing or not wanted");
+  const bool scale_per_row = layout.scale_kind == kRowScale;
+  if (scale) {
+    check_tensor(*scale, ScalarType::Float, 1, op, "scale", stream);
+    CLLM_CHECK(scale->size(0) == (scale_per_row ? rows : 1),
+               "codecllm::decode_linear: ", scale->size(0), " scales for ", rows, " rows");
+  }
+  const DeviceMatrix matrix(stream, raw, index, table, rows, cols, layout, op);
+  std::vector<int64_t> shape;
+  int64_t m = 1;
+  for (int64_t d = 0; d + 1 < x.dim(); ++d) shape.push_back(x.size(d)), m *= x.size(d);
+  shape.push_back(rows);
+  if (m == 0 || rows == 0) return torch::stable::new_empty(x, shape);
+  const cuda::Device device = properties_of(stream, op);
+  if (layout.stored || cols == 0 || m > cuda::kMaxFusedRows || device.arch < kMinArch)
+    return decode_then_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout_bits);
+
+  const Tensor dense_x = torch::stable::contiguous(x);
+  Tensor out = torch::stable::new_empty(x, shape);
+  const cuda::LinearPlan plan = cuda::plan_linear(matrix.view, m, dtype, device);
+  const int64_t floats = cuda::workspace_floats(plan, m, rows);
+  std::optional<Tensor> partial;
+  if (floats) partial = torch::stable::new_empty(x, {floats}, ScalarType::Float);
+  const StatusWord status(stream);
+  cuda::LinearArgs a = {};
+  a.matrix = matrix.view;
+  a.x = dense_x.const_data_ptr();
+  a.m = int(m);
+  a.dtype = dtype;
+  a.scale = scale ? scale->const_data_ptr<float>() : nullptr;
+  a.scale_per_row = scale_per_row;
+  a.bias = bias ? bias->const_data_ptr() : nullptr;
+  a.out = out.mutable_data_ptr();
+  a.partial = partial ? partial->mutable_data_ptr<float>() : nullptr;
+  a.status = status.pointer();
+  check_cuda(cuda::launch_linear(a, plan, current_stream(stream)), op);
+  status.check(op);
+  return out;
+}
+
+}  // namespace
+}  // namespace codecllm
+
+STABLE_TORCH_LIBRARY_IMPL(codecllm, CUDA, m) {
+  m.impl("_decode_words", TORCH_BOX(&codecllm::decode_words));
+  m.impl("_decode_rows_words", TORCH_BOX(&codecllm::decode_rows_words));
+  m.impl("decode_linear", TORCH_BOX(&codecllm::decode_linear));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(codecllm, CompositeExplicitAutograd, m) {
+  m.impl("_set_check", TORCH_BOX(&codecllm::set_check));
+}
