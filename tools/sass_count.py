@@ -7,6 +7,8 @@ escapes, special values), a divergence check (BRA.DIV) is not.
 
     python tools/sass_count.py kernels.cubin [part of a kernel's mangled name]
 
+The counts of csrc/cuda's kernels are budgeted in tests/cuda/budget.json.
+
 Needs cuobjdump: the toolkit's, or the one that the triton wheel carries.
 """
 
@@ -58,6 +60,10 @@ class Loop:
     @property
     def issued(self) -> int:
         return len(self.path)
+
+    @property
+    def local_memory(self) -> int:
+        return self.count("LDL", "STL")
 
     @property
     def integer_pipe(self) -> int:

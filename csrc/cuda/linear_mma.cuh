@@ -15,6 +15,9 @@ namespace codecllm::cuda {
 // that are not there repeat the last one; what they compute is never read.
 template <int N>
 constexpr int kBlocks = (N + 7) / 8;
+// Two if 80 registers are enough for the sums and the raw bits.
+template <class F, int N>
+constexpr int kBlocksPerProcessor = N <= (F::fmt.n_planes == 1 ? 32 : 16) ? 2 : 1;
 template <int N>
 constexpr int kColumns = N < 8 ? N : 8;  // of a block
 
@@ -96,7 +99,8 @@ CLLM_DEVICE bool multiply_tile(const DeviceTile& tile, const SharedSlots& slots,
 }
 
 template <class F, class B16, int N>
-__global__ void __launch_bounds__(32 * kMaxWarps, N <= 32 ? 2 : 1) linear_mma(const LinearArgs a) {
+__global__ void __launch_bounds__(32 * kMaxWarps, kBlocksPerProcessor<F, N>)
+    linear_mma(const LinearArgs a) {
   CLLM_SHARED_MEMORY(uint4, shared);
   __shared__ int wanted[kMaxWarps];
   const CodedView& m = a.matrix;

@@ -25,10 +25,12 @@ int64_t share(const Device& d, int64_t blocks) {
                            d.shared_per_processor / std::max<int64_t>(1, blocks) - 1024);
 }
 
-// As many copies of the table as fit: fewer bank conflicts (docs/kernels.md).
+// As many copies of the table as fit: fewer bank conflicts (docs/kernels.md). Up to 64 KB, which a
+// block fills in a fraction of a microsecond.
 void choose_copies(BlockLayout& b, int64_t limit) {
-  b.copies = 8;
-  while (b.copies > 1 && b.bytes() > limit) b.copies /= 2;
+  constexpr int64_t kMostBytes = 64 << 10;
+  b.copies = 16;
+  while (b.copies > 1 && (b.bytes() > limit || b.table_bytes() > kMostBytes)) b.copies /= 2;
 }
 
 // Blocks of this size that a processor holds at once.

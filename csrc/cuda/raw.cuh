@@ -12,17 +12,31 @@ constexpr int kLoadAhead = 2048;
 template <class F>
 constexpr int kUnroll = F::fmt.planes[F::fmt.n_planes - 1].bits == 1 ? 4 : 2;
 
-// Containers of plane p in `groups` groups, when these begin at a container's border.
-template <class F>
-CLLM_HD constexpr int plane_containers(int p, int groups) {
-  constexpr WeightFormat fmt = F::fmt;  // a copy: device code cannot index the host's object
-  return kPairsPerGroup * groups * fmt.planes[p].bits / 16;
-}
-template <class F>
-CLLM_HD constexpr int containers_before(int p, int groups) {
-  int n = 0;
-  for (int i = 0; i < p; ++i) n += plane_containers<F>(i, groups);
-  return n;
+// Plane P of format F, all known to the compiler. (A loop over `planes` would become one on the
+// device, with the format in memory.)
+template <class F, int P>
+struct PlaneOf {
+  static constexpr Plane kPlane = F::fmt.planes[P];
+  static constexpr int kBits = kPlane.bits, kPerContainer = 16 / kBits;
+  static constexpr uint32_t kMask = kPlane.mask;
+  static constexpr bool kLowHalf = kPlane.low_half;
+  // Containers of an iteration, and of the planes before this one.
+  static constexpr int kCount = kPairsPerGroup * kUnroll<F> * kBits / 16;
+  static constexpr int before() {
+    if constexpr (P == 0)
+      return 0;
+    else
+      return PlaneOf<F, P - 1>::kBefore + PlaneOf<F, P - 1>::kCount;
+  }
+  static constexpr int kBefore = before();
+};
+
+template <class F, class Each, int P = 0>
+CLLM_DEVICE void for_each_plane(Each&& each) {
+  if constexpr (P < F::fmt.n_planes) {
+    each(PlaneOf<F, P>{}, P);
+    for_each_plane<F, Each&, P + 1>(each);
+  }
 }
 
 CLLM_DEVICE uint32_t rotate_right(uint32_t v, int n) {
@@ -32,26 +46,24 @@ CLLM_DEVICE uint32_t rotate_right(uint32_t v, int n) {
 // Raw bits of kUnroll groups.
 template <class F>
 struct RawBits {
-  static constexpr int kCount = containers_before<F>(F::fmt.n_planes, kUnroll<F>);
+  using Last = PlaneOf<F, F::fmt.n_planes - 1>;
+  static constexpr int kCount = Last::kBefore + Last::kCount;
   uint32_t containers[kCount];
 
   // Pair n of these groups (n = 4 * group + j): its bits among `fields`. `n` must be a constant.
   CLLM_DEVICE uint32_t merge(int n, uint32_t fields) const {
-    constexpr WeightFormat fmt = F::fmt;
-#pragma unroll
-    for (int p = 0; p < fmt.n_planes; ++p) {
-      const Plane plane = fmt.planes[p];
-      if (plane.low_half) continue;
-      const int per_container = 16 / plane.bits;
-      const uint32_t c = containers[containers_before<F>(p, kUnroll<F>) + n / per_container];
-      fields = select_bits(plane.mask, rotate_right(c, plane.bits * (n % per_container)), fields);
-    }
+    for_each_plane<F>([&](auto plane, int) {
+      using P = decltype(plane);
+      if constexpr (!P::kLowHalf) {
+        const uint32_t c = containers[P::kBefore + n / P::kPerContainer];
+        fields = select_bits(P::kMask, rotate_right(c, P::kBits * (n % P::kPerContainer)), fields);
+      }
+    });
     return fields;
   }
   // Low halves of a pair of 32-bit words.
   CLLM_DEVICE uint32_t low(int n) const {
-    if constexpr (F::fmt.word_bits == 32)
-      return containers[containers_before<F>(F::fmt.n_planes - 1, kUnroll<F>) + n];
+    if constexpr (F::fmt.word_bits == 32) return containers[Last::kBefore + n];
     return 0;
   }
 };
@@ -63,42 +75,36 @@ struct RawTile {
   int lane, groups;
 
   CLLM_DEVICE RawTile(const uint8_t* tile, int lane, int groups) : lane(lane), groups(groups) {
-    constexpr WeightFormat fmt = F::fmt;
-#pragma unroll
-    for (int p = 0; p < fmt.n_planes; ++p) {
+    for_each_plane<F>([&](auto plane, int p) {
       planes[p] = tile;
-      tile += 4 * kLanes * containers(fmt.planes[p].bits, groups);
-    }
+      tile += 4 * kLanes * containers(decltype(plane)::kBits, groups);
+    });
   }
   // Iterations that find all their containers in full quads.
   CLLM_DEVICE int iterations() const {
-    constexpr WeightFormat fmt = F::fmt;
     int least = groups / kUnroll<F>;
-#pragma unroll
-    for (int p = 0; p < fmt.n_planes; ++p) {
-      const int n = plane_containers<F>(p, kUnroll<F>);
-      const int full = containers(fmt.planes[p].bits, groups) / 4 * 4 / n;
+    for_each_plane<F>([&](auto plane, int) {
+      using P = decltype(plane);
+      const int full = containers(P::kBits, groups) / 4 * 4 / P::kCount;
       least = full < least ? full : least;
-    }
+    });
     return least;
   }
   // One group anywhere, for what is left after the main loop. Fills the first group of `to`.
   CLLM_DEVICE void load_group(int group, RawBits<F>& to) const {
-    constexpr WeightFormat fmt = F::fmt;
-#pragma unroll
-    for (int p = 0; p < fmt.n_planes; ++p) {
-      const int bits = fmt.planes[p].bits, per_container = 16 / bits;
-      const int count = containers(bits, groups);
-      uint32_t* c = to.containers + containers_before<F>(p, kUnroll<F>);
-      const int first = kPairsPerGroup * group / per_container;
-      const int n = bits * kPairsPerGroup > 16 ? bits * kPairsPerGroup / 16 : 1;
+    for_each_plane<F>([&](auto plane, int p) {
+      using P = decltype(plane);
+      constexpr int n = P::kBits * kPairsPerGroup > 16 ? P::kBits * kPairsPerGroup / 16 : 1;
+      const int count = containers(P::kBits, groups);
+      const int first = kPairsPerGroup * group / P::kPerContainer;
+      uint32_t* c = to.containers + P::kBefore;
 #pragma unroll
       for (int i = 0; i < n; ++i)
         c[i] = load_once32(planes[p] + 4 * container_at(first + i, lane, count));
       // Pairs of the group to the places of the container's first ones.
-      if (per_container > kPairsPerGroup)
-        c[0] = rotate_right(c[0], bits * (kPairsPerGroup * group % per_container));
-    }
+      if constexpr (P::kPerContainer > kPairsPerGroup)
+        c[0] = rotate_right(c[0], P::kBits * (kPairsPerGroup * group % P::kPerContainer));
+    });
   }
 };
 
@@ -109,27 +115,24 @@ struct RawCursor {
   bool half = false;  // of a quad, for planes with one container an iteration
 
   CLLM_DEVICE explicit RawCursor(const RawTile<F>& tile) {
-#pragma unroll
-    for (int p = 0; p < F::fmt.n_planes; ++p) at[p] = tile.planes[p] + 16 * tile.lane;
+    for_each_plane<F>([&](auto, int p) { at[p] = tile.planes[p] + 16 * tile.lane; });
   }
   // To the next pair.
   CLLM_DEVICE void advance() {
-#pragma unroll
-    for (int p = 0; p < F::fmt.n_planes; ++p) {
-      const int n = plane_containers<F>(p, kUnroll<F>);
+    for_each_plane<F>([&](auto plane, int p) {
+      constexpr int n = decltype(plane)::kCount;
       at[p] += n > 1 ? n / 2 * 16 * kLanes : half ? 16 * kLanes - 8 : 8;
-    }
+    });
     half = !half;
   }
   // The containers of an iteration of the pair, 0 or 1.
   CLLM_DEVICE void load(int iteration, RawBits<F>& to) const {
-#pragma unroll
-    for (int p = 0; p < F::fmt.n_planes; ++p) {
-      const int n = plane_containers<F>(p, kUnroll<F>);
-      uint32_t* c = to.containers + containers_before<F>(p, kUnroll<F>);
-      if (n == 1) {
+    for_each_plane<F>([&](auto plane, int p) {
+      constexpr int n = decltype(plane)::kCount;
+      uint32_t* c = to.containers + decltype(plane)::kBefore;
+      if constexpr (n == 1) {
         c[0] = load_once32(at[p] + 4 * iteration);
-      } else if (n == 2) {
+      } else if constexpr (n == 2) {
         const uint2 v = load_once64(at[p] + 8 * iteration);
         c[0] = v.x, c[1] = v.y;
       } else {
@@ -139,7 +142,7 @@ struct RawCursor {
           c[4 * q] = v.x, c[4 * q + 1] = v.y, c[4 * q + 2] = v.z, c[4 * q + 3] = v.w;
         }
       }
-    }
+    });
   }
 };
 

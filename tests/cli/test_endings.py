@@ -113,8 +113,12 @@ def test_an_interrupt_names_the_way_on(folder, tmp_path, monkeypatch):
 
 
 def test_an_interrupt_during_the_imports(tmp_path):
+    # A background job of a shell ignores SIGINT, and its children with it.
     (tmp_path / "torch.py").write_text(
-        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "time.sleep(9)\n"
     )
     done = run_process("info", tmp_path, path=[tmp_path])
     assert_one_sentence(done, "interrupted", 130)

@@ -1,0 +1,125 @@
+"""What nvcc makes of the kernels: instructions per weight against the committed budget, no spills.
+
+Where a change makes the code better, lower the budget: `python tests/cuda/test_sass.py` prints what
+is measured with the nvcc at hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import sass_count  # noqa: E402
+
+BUDGET = json.loads(Path(__file__).with_name("budget.json").read_text())
+FORMATS = ["bf16", "fp16", "fp32", "fp8_e4m3", "fp8_e5m2", "int8"]
+ARCHS = ["75", "80", "86", "89", "90a", "100a", "120"]
+# One trip of the fused loop: eight groups of four pairs.
+WEIGHTS_PER_LANE = 64
+
+needs_nvcc = pytest.mark.skipif(
+    shutil.which("nvcc") is None or sass_count.cuobjdump() is None,
+    reason="no nvcc or no cuobjdump (a CUDA toolkit's, or triton's)",
+)
+
+
+def kernels_of(fmt: str, arch: str, folder: Path) -> dict[str, list]:
+    cubin = folder / f"{fmt}_{arch}.cubin"
+    subprocess.run(
+        ["nvcc", "-cubin", f"-arch=sm_{arch}", "-std=c++17", "-O3", f"-I{ROOT}/csrc", "-o", cubin,
+         ROOT / f"csrc/cuda/kernels_{fmt}.cu"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return sass_count.disassemble(cubin)
+
+
+def fused_loops(kernels) -> dict[str, sass_count.Loop]:
+    """Main loops of linear_mma by "activation/columns of x"; own: the weights' type."""
+    loops = {}
+    for name, kernel in kernels.items():
+        if found := re.search(r"linear_mma.*?(?:NS_4(Bf16|Fp16)E|S2_)Li(\d+)E", name):
+            activation = (found[1] or "own").lower()
+            loops[f"{activation}/{found[2]}"] = sass_count.main_loop(kernel)
+    return loops
+
+
+@needs_nvcc
+@pytest.mark.parametrize("fmt", [f for f in FORMATS if f != "fp32"])
+def test_instructions_per_weight(fmt, tmp_path):
+    budget = BUDGET["instructions per weight, sm_90a"][fmt]
+    loops = fused_loops(kernels_of(fmt, "90a", tmp_path))
+    assert loops.keys() == budget.keys()
+    for name, loop in loops.items():
+        issued, integer_pipe = budget[name]
+        assert loop.local_memory == 0, f"{name}: spills in the main loop"
+        assert loop.issued / WEIGHTS_PER_LANE <= issued, f"{name}: budget {issued}"
+        assert loop.integer_pipe / WEIGHTS_PER_LANE <= integer_pipe, f"{name}: {integer_pipe}"
+
+
+def test_the_budget_of_bf16_is_the_promised_one():
+    for issued, _ in (
+        BUDGET["instructions per weight, sm_90a"]["bf16"][f"own/{n}"] for n in (1, 2, 4, 8)
+    ):
+        assert issued <= 9
+
+
+@needs_nvcc
+@pytest.mark.parametrize("arch", ARCHS)
+def test_compiles_without_local_memory_in_main_loops(arch, tmp_path):
+    for name, kernel in kernels_of("bf16", arch, tmp_path).items():
+        if arch == "75" and "linear_mma" in name:
+            continue  # never launched there: MMA of bf16 begins with sm_80
+        assert sass_count.main_loop(kernel).local_memory == 0, name
+
+
+@needs_nvcc
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_decode_loops_have_no_local_memory(fmt, tmp_path):
+    for name, kernel in kernels_of(fmt, "90a", tmp_path).items():
+        if "Lb0E" in name:
+            assert sass_count.main_loop(kernel).local_memory == 0, name
+
+
+def test_usual_path_skips_what_is_rare():
+    def instruction(address, opcode, arguments=""):
+        return sass_count.Instruction(address, "", opcode, arguments)
+
+    kernel = [
+        instruction(0x00, "MOV"),
+        instruction(0x10, "LDS"),
+        instruction(0x20, "BRA.DIV", "UR4, 0x90"),
+        instruction(0x30, "BRA", "0x60"),
+        instruction(0x40, "LDS"),
+        instruction(0x50, "LDL"),
+        instruction(0x60, "HMMA.16816.F32"),
+        instruction(0x70, "BRA", "0x10"),
+        instruction(0x80, "EXIT"),
+        instruction(0x90, "BRA", "0x90"),
+    ]
+    loop = sass_count.main_loop(kernel)
+    assert [i.address for i in loop.path] == [0x10, 0x20, 0x30, 0x60, 0x70]
+    assert loop.count("HMMA") == 1 and loop.local_memory == 0
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    measured = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for weight_format in FORMATS:
+            measured[weight_format] = {
+                name: [round(v / WEIGHTS_PER_LANE, 2) for v in (loop.issued, loop.integer_pipe)]
+                for name, loop in fused_loops(
+                    kernels_of(weight_format, "90a", Path(folder))
+                ).items()
+            }
+    print(json.dumps(measured, indent=1))
