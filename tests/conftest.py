@@ -1,5 +1,6 @@
 """Settings for the whole suite: the same examples in every run, no clock in a test."""
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -11,3 +12,19 @@ settings.load_profile("codecllm")
 # The matrices are small: threads that wait for each other would take ten times as long.
 # tests/ops/test_threads.py is about more of them.
 torch.set_num_threads(1)
+
+
+def why_no_gpu_tests() -> str | None:
+    import codecllm_ops
+
+    if not torch.cuda.is_available():
+        return "no GPU here"
+    info = codecllm_ops.backend_info()
+    return None if info["cuda"] == "cuda" else f"no CUDA kernels: {info['missing']['cuda']}"
+
+
+def pytest_collection_modifyitems(items):
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and (reason := why_no_gpu_tests()):
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=reason))

@@ -1,0 +1,224 @@
+"""The CUDA kernels on a GPU: what tests/cuda asks the emulator, and what only a device can answer:
+memory, streams, graphs, threads."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+
+import codecllm_ops as ops
+from assertions import assert_linear_close, assert_same_words
+from cases import CONTENTS, FORMATS, every_format, to_tensor, weights
+
+pytestmark = pytest.mark.gpu
+
+BF16 = FORMATS["bf16"]
+SHAPES = [(1, 1), (17, 33), (40, 200), (64, 512), (300, 1100), (16, 4096)]
+ROWS_OF_X = [1, 2, 3, 8, 9, 16, 33, 64, 65, 200]
+
+
+def on_gpu(w, scale=None, **options):
+    return ops.encode(w, scale=scale, allow_stored=False, **options).to("cuda")
+
+
+@pytest.fixture
+def checked():
+    before = ops.set_check(True)
+    yield
+    ops.set_check(before)
+
+
+# ---- decode -------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("checked")
+@every_format
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("predictor", ["none", "left"])
+def test_decode(shape, fmt, predictor):
+    for content in CONTENTS:
+        w = to_tensor(CONTENTS[content](*shape, fmt), fmt)
+        assert_same_words(ops.decode(on_gpu(w, predictor=predictor)).cpu(), w)
+
+
+@pytest.mark.usefixtures("checked")
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_decode_every_pattern(name):
+    w = to_tensor(torch.arange(65536).reshape(64, 1024).numpy(), FORMATS[name])
+    assert_same_words(ops.decode(on_gpu(w)).cpu(), w)
+
+
+@pytest.mark.usefixtures("checked")
+def test_decode_more_than_2_31_elements():
+    rows, cols = 2**15 + 16, 2**16
+    part = weights(2048, cols, BF16)
+    parts = [ops.encode(part)] * (rows // 2048) + [ops.encode(part[: rows % 2048])]
+    decoded = ops.decode(ops.CodedMatrix.concat_rows(parts).to("cuda"))
+    assert decoded.numel() > 2**31
+    for begin in range(0, rows, 2048):
+        some = decoded[begin : begin + 2048].cpu()
+        assert_same_words(some, part[: len(some)])
+
+
+@pytest.mark.usefixtures("checked")
+@every_format
+def test_decode_rows(fmt):
+    w = to_tensor(CONTENTS["extremes"](1000, 700, fmt), fmt)
+    ids = torch.randint(0, 1000, (7, 13))
+    assert_same_words(ops.decode_rows(ids.cuda(), on_gpu(w)).cpu(), w[ids])
+
+
+# ---- decode_linear ------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("checked")
+@every_format
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("m", ROWS_OF_X)
+def test_linear(fmt, dtype, m):
+    for rows, cols in SHAPES:
+        w = weights(rows, cols, fmt)
+        scale = torch.rand(rows) + 0.5 if fmt.name == "int8" else None
+        x, bias = torch.randn(m, cols).to(dtype), torch.randn(rows).to(dtype)
+        out = ops.decode_linear(x.cuda(), on_gpu(w, scale), bias.cuda()).cpu()
+        assert_linear_close(out, x, w, scale, bias, rounded_weight=m > 64)
+
+
+def test_results_repeat_bit_by_bit():
+    coded = on_gpu(weights(4096, 14336, BF16))
+    for m in (1, 8, 64):
+        x = torch.randn(m, 14336, dtype=torch.bfloat16, device="cuda")
+        first = ops.decode_linear(x, coded)
+        assert all(torch.equal(ops.decode_linear(x, coded), first) for _ in range(20))
+
+
+def test_gradient_of_x():
+    w = weights(300, 500, BF16)
+    x = torch.randn(5, 500, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+    ops.decode_linear(x, on_gpu(w)).sum().backward()
+    assert_linear_close(x.grad.cpu(), torch.ones(5, 300).bfloat16(), w.T)
+
+
+# ---- the device ---------------------------------------------------------------------------------
+
+
+def test_no_dense_weight_in_memory():
+    coded = on_gpu(weights(4096, 4096, BF16))
+    x = torch.randn(16, 4096, dtype=torch.bfloat16, device="cuda")
+    ops.decode_linear(x, coded)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    ops.decode_linear(x, coded)
+    assert torch.cuda.max_memory_allocated() - before < 4096 * 4096 * 2 // 8
+
+
+def test_ten_thousand_calls_do_not_grow():
+    coded = on_gpu(weights(256, 512, BF16))
+    x = torch.randn(3, 512, dtype=torch.bfloat16, device="cuda")
+    ops.decode_linear(x, coded)
+    before = torch.cuda.memory_reserved()
+    for _ in range(10_000):
+        ops.decode_linear(x, coded)
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_reserved() == before
+
+
+def test_graph_capture_and_replay():
+    coded = on_gpu(weights(1024, 4096, BF16))
+    x = torch.randn(9, 4096, dtype=torch.bfloat16, device="cuda")
+    ops.decode_linear(x, coded)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = ops.decode_linear(x, coded)
+        dense = ops.decode(coded)
+    x.copy_(torch.randn_like(x))
+    graph.replay()
+    assert torch.equal(out, ops.decode_linear(x, coded))
+    assert torch.equal(dense, ops.decode(coded))
+
+
+def test_compile_with_cuda_graphs():
+    coded = on_gpu(weights(512, 512, BF16))
+    step = torch.compile(
+        lambda x: ops.decode_linear(torch.relu(ops.decode_linear(x, coded)), coded),
+        mode="reduce-overhead",
+    )
+    x = torch.randn(2, 512, dtype=torch.bfloat16, device="cuda")
+    expected = ops.decode_linear(torch.relu(ops.decode_linear(x, coded)), coded)
+    for _ in range(4):
+        assert torch.equal(step(x), expected)
+
+
+def test_streams_and_threads():
+    coded = [on_gpu(weights(1024, 4096, BF16, seed)) for seed in range(2)]
+    x = torch.randn(64, 4096, dtype=torch.bfloat16, device="cuda")
+    expected = [ops.decode_linear(x, c) for c in coded]
+    torch.cuda.synchronize()
+    wrong = []
+
+    def work(i):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(200):
+                if not torch.equal(ops.decode_linear(x, coded[i]), expected[i]):
+                    wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+# ---- bad input ----------------------------------------------------------------------------------
+
+
+def damaged(coded):
+    stream = coded.stream.clone()
+    stream[100] ^= 0x10
+    return ops.CodedMatrix(stream, coded.raw, coded.index, coded.head)
+
+
+def test_damage_gives_nan():
+    bad = damaged(on_gpu(weights(64, 512, BF16)))
+    x = torch.ones(1, 512, dtype=torch.bfloat16, device="cuda")
+    out = ops.decode_linear(x, bad)
+    assert out[:, :16].isnan().all() and not out[:, 16:].isnan().any()
+    assert ops.decode(bad)[:16].isnan().all()
+
+
+@pytest.mark.usefixtures("checked")
+def test_damage_raises_when_asked():
+    bad = damaged(on_gpu(weights(64, 512, BF16)))
+    x = torch.ones(1, 512, dtype=torch.bfloat16, device="cuda")
+    for call in (lambda: ops.decode(bad), lambda: ops.decode_linear(x, bad)):
+        with pytest.raises(ops.CorruptStreamError, match="tile 0"):
+            call()
+
+
+def test_tensors_in_the_wrong_place():
+    w = weights(64, 512, BF16)
+    here, there = ops.encode(w), on_gpu(w)
+    x = torch.ones(2, 512, dtype=torch.bfloat16)
+    with pytest.raises(RuntimeError, match="decode_linear"):
+        ops.decode_linear(x, there)
+    with pytest.raises(RuntimeError, match="decode_linear"):
+        ops.decode_linear(x.cuda(), here)
+    with pytest.raises(RuntimeError, match="float64"):
+        ops.decode_linear(x.double().cuda(), there)
+    assert ops.decode_linear(x[:0].cuda(), there).shape == (0, 64)
+
+
+def test_misaligned_and_strided_arguments():
+    w = weights(64, 520, BF16)
+    coded = on_gpu(w)
+    shifted = torch.empty(coded.stream.numel() + 1, dtype=torch.uint8, device="cuda")[1:]
+    shifted.copy_(coded.stream)
+    coded = ops.CodedMatrix(shifted, coded.raw, coded.index, coded.head)
+    x = torch.randn(4, 1040, dtype=torch.bfloat16)[:, ::2]
+    assert_linear_close(ops.decode_linear(x.cuda(), coded).cpu(), x, w)
+    assert_linear_close(ops.decode_linear(x[:, 1:519:1].cuda(), on_gpu(w[:, 1:519])).cpu(),
+                        x[:, 1:519], w[:, 1:519])  # fmt: skip
