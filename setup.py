@@ -77,7 +77,8 @@ ISA_FLAGS = {"avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf
 
 # Turing to Blackwell; PTX of the last for what comes after.
 CUDA_ARCHS = "7.5;8.0;8.6;8.9;9.0a;10.0a;12.0+PTX"
-NVCC_FLAGS = ["-O3", "-std=c++17", "-lineinfo", "-Xcompiler=-fvisibility=hidden"]
+# For a profiler's source view: NVCC_APPEND_FLAGS=-lineinfo, which doubles the library.
+NVCC_FLAGS = ["-O3", "-std=c++17", "-Xfatbin=-compress-all", "-Xcompiler=-fvisibility=hidden"]
 
 
 def isa_of(source: Path) -> str | None:

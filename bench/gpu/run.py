@@ -4,7 +4,7 @@
 
 1. the GPU tests (tests/gpu), 2. compute-sanitizer's memcheck and racecheck on small shapes,
 3. times. OUT gets logs and `results.json`, in the form of bench/results/; a table is printed last.
-minutes on an H200 is the aim.
+Under eight minutes on an H200 is the aim.
 
 How it measures: decode_linear and F.linear (bf16) in one process, taken in turns; every call of a
 round reads other copies of the weights, together several times the second-level cache; a round is

@@ -5,7 +5,7 @@
 // next tile's words 5.8. A masked 32-bit gather per step instead of one 64-bit gather per
 // group: 3.0.
 #pragma once
-#include "coded_view.h"
+#include "../core/coded_view.h"
 #include "simd.h"
 
 namespace codecllm {

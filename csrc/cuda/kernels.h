@@ -15,6 +15,5 @@ struct FormatKernels {
 
 // null for an unknown id
 const FormatKernels* kernels_of(int format);
-LinearKernel reduce_kernel();
 
 }  // namespace codecllm::cuda

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <atomic>
 
-#include "combine.cuh"
 #include "kernels.h"
 #include "linear_fma.cuh"
+#include "linear_reduce.cuh"
 
 namespace codecllm::cuda {
 namespace {
@@ -65,8 +65,6 @@ cudaError_t device_properties(int device, Device& out) {
 }
 #endif
 
-LinearKernel reduce_kernel() { return linear_reduce; }
-
 int64_t workspace_floats(const LinearPlan& plan, int64_t m, int64_t rows) {
   return plan.path == Path::mma && plan.chunks > 1 ? plan.chunks * m * rows : 0;
 }
@@ -91,7 +89,7 @@ cudaError_t launch_linear(LinearArgs a, const LinearPlan& plan, cudaStream_t str
     return e;
   if (plan.chunks == 1) return cudaSuccess;
   const int64_t blocks = std::min<int64_t>(ceil_div(a.m * a.matrix.rows, 256), 1 << 16);
-  return launch(reduce_kernel(), dim3(clamp_grid(blocks)), 256, 0, stream, a);
+  return launch(&linear_reduce, dim3(clamp_grid(blocks)), 256, 0, stream, a);
 }
 
 cudaError_t launch_decode(DecodeArgs a, const DecodePlan& plan, cudaStream_t stream) {

@@ -1,7 +1,7 @@
 // Arguments of the decode_linear kernels. Plain data: no torch, no CUDA runtime.
 #pragma once
+#include "../core/coded_view.h"
 #include "../core/convert.h"
-#include "../cpu/coded_view.h"
 
 namespace codecllm::cuda {
 

@@ -1,7 +1,7 @@
 // From the tile index to a tile that a warp can decode. Whatever the bytes say, nothing outside the
 // tensors is read: sizes are checked on the host (csrc/torch), offsets here.
 #pragma once
-#include "../cpu/coded_view.h"
+#include "../core/coded_view.h"
 #include "lane.cuh"
 #include "linear.h"
 #include "raw.cuh"

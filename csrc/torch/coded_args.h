@@ -3,7 +3,7 @@
 #pragma once
 #include <algorithm>
 
-#include "../cpu/coded_view.h"
+#include "../core/coded_view.h"
 #include "compat.h"
 
 namespace codecllm {

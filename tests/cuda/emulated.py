@@ -22,7 +22,7 @@ BAD_ID = 2**64 - 2
 
 
 class View(c.Structure):
-    """struct CodedView of csrc/cpu/coded_view.h."""
+    """struct CodedView of csrc/core/coded_view.h."""
 
     _fields_ = [
         ("stream", c.c_void_p),

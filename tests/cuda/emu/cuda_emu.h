@@ -148,6 +148,19 @@ void launch(Kernel kernel, Dim grid, int threads, int shared_bytes, const Args&.
   }
 }
 
+// The tensors that kernels may read.
+struct Range {
+  const uint8_t *begin, *end;
+};
+inline std::vector<Range> readable;
+
+inline const void* global_at(const void* p, size_t bytes) {
+  const uint8_t* at = (const uint8_t*)p;
+  for (const Range& r : readable)
+    if (at >= r.begin && at + bytes <= r.end) return p;
+  fail("global memory: out of bounds");
+}
+
 inline int lane() { return state.current % 32; }
 inline Warp& warp() { return state.warps[size_t(state.current / 32)]; }
 
@@ -188,7 +201,7 @@ inline void __syncthreads() { emu::wait(emu::state.block); }
 inline void __syncwarp() { emu::wait(emu::warp().barrier); }
 template <class T>
 T __ldg(const T* p) {
-  return *p;
+  return *(const T*)emu::global_at(p, sizeof *p);
 }
 template <class T>
 T __shfl_sync(unsigned, T v, int from, int width = 32) {
@@ -238,7 +251,7 @@ template <class T>
 T load_once(const void* p) {
   if (uintptr_t(p) % sizeof(T)) emu::fail("global memory: misaligned");
   T v;
-  memcpy(&v, p, sizeof v);
+  memcpy(&v, emu::global_at(p, sizeof v), sizeof v);
   return v;
 }
 inline uint32_t load_once32(const void* p) { return load_once<uint32_t>(p); }

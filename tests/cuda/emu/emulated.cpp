@@ -29,6 +29,18 @@ static Device device_of(const Options& o) {
   return {o.arch, o.processors, o.shared_per_block, o.shared_per_processor};
 }
 
+static void may_read(const void* p, int64_t bytes) {
+  emu::readable.push_back({(const uint8_t*)p, (const uint8_t*)p + bytes});
+}
+
+static void may_read_only(const CodedView& v) {
+  emu::readable.clear();
+  may_read(v.stream, v.stream_bytes);
+  may_read(v.raw, v.tile_rows * v.raw_row_bytes);
+  may_read(v.index, v.tile_rows * v.col_tiles * (2 + v.len_bits) * 4);
+  may_read(v.table, v.segments * (kTableHeader + (int64_t(1) << v.scale_bits)) * 4);
+}
+
 extern "C" {
 
 Planned emulated_plan(const CodedView* view, int64_t m, int dtype, const Options* options) {
@@ -42,6 +54,8 @@ Planned emulated_plan(const CodedView* view, int64_t m, int dtype, const Options
 uint64_t emulated_linear(const CodedView* view, const void* x, int64_t m, int dtype,
                          const float* scale, int scale_per_row, const void* bias, void* out,
                          const Options* options) {
+  may_read_only(*view);
+  may_read(x, m * view->cols * (Dtype(dtype) == Dtype::f32 ? 4 : 2));
   LinearPlan plan = plan_linear(*view, m, Dtype(dtype), device_of(*options));
   if (options->buffer_bytes && plan.path == Path::mma)
     plan.block.buffer_bytes = std::max(options->buffer_bytes, 64 << std::max(plan.log2_n, 3));
@@ -63,6 +77,7 @@ uint64_t emulated_linear(const CodedView* view, const void* x, int64_t m, int dt
 }
 
 uint64_t emulated_decode(const CodedView* view, void* out, const Options* options) {
+  may_read_only(*view);
   DecodePlan plan = plan_decode(*view, device_of(*options));
   if (options->buffer_bytes) plan.block.buffer_bytes = options->buffer_bytes;
   uint64_t status = ~0ull;
@@ -75,6 +90,8 @@ uint64_t emulated_decode(const CodedView* view, void* out, const Options* option
 }
 
 uint64_t emulated_decode_rows(const CodedView* view, const int64_t* ids, int64_t count, void* out) {
+  may_read_only(*view);
+  may_read(ids, 8 * count);
   uint64_t status = ~0ull;
   DecodeArgs a = {};
   a.matrix = *view;

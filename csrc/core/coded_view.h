@@ -4,8 +4,8 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "../core/format.h"
-#include "../core/rans.h"
+#include "format.h"
+#include "rans.h"
 
 namespace codecllm {
 
