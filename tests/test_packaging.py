@@ -160,6 +160,31 @@ def test_wrong_compiler_is_an_error(setup_module, monkeypatch):
         setup_module.find_compiler()
 
 
+def test_cuda_architectures_become_flags(setup_module, capsys):
+    known = "sm_75 sm_80 sm_90 sm_120"
+    flags = setup_module.cuda_arch_flags("8.0;9.0a 12.0+PTX", known)
+    assert flags == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_120,code=sm_120",
+        "-gencode=arch=compute_120,code=compute_120",
+    ]
+    assert setup_module.cuda_arch_flags("10.0a", known) == []
+    assert "does not know sm_100" in capsys.readouterr().err
+
+
+def test_cuda_that_cannot_be_built_is_an_error(setup_module, monkeypatch):
+    monkeypatch.setattr(setup_module, "cuda_home", lambda: None)
+    monkeypatch.setenv("CODECLLM_CUDA", "1")
+    with pytest.raises(SystemExit, match="no nvcc"):
+        setup_module.wants_cuda()
+    monkeypatch.setenv("CODECLLM_CUDA", "yes")
+    with pytest.raises(SystemExit, match="not auto, 0 or 1"):
+        setup_module.wants_cuda()
+    monkeypatch.setenv("CODECLLM_CUDA", "0")
+    assert not setup_module.wants_cuda()
+
+
 def test_no_machine_paths_in_tracked_files():
     found = []
     for path in tracked_files():

@@ -13,10 +13,10 @@ namespace {
 constexpr int kMaxDevices = 64;
 
 #if !defined(CLLM_EMU)
-// More than 48 KB of shared memory has to be asked for, once per kernel and device.
+// More than 48 KB of shared memory, a kernel's own included, has to be asked for.
 template <class Args>
 cudaError_t opt_in(void (*kernel)(Args), int bytes) {
-  return bytes <= 48 << 10
+  return bytes <= 40 << 10
              ? cudaSuccess
              : cudaFuncSetAttribute((const void*)kernel,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);

@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps, kBlocksPerProcessor<F, N>)
     if (mine) {
       tile = locate_tile(m, tile_row, col_tile, lane);
       good = tile.valid;
-      staged = good && 2 * tile.total <= uint32_t(a.block.buffer_bytes);
+      staged = good && fits_buffer(tile, a.block);
       if (staged) stage_words(tile, words);
     }
     float sums[blocks][4] = {};

@@ -19,10 +19,13 @@ int64_t words_buffer(const CodedView& m) {
   return round16(int64_t(average * 1.08) + 256);
 }
 
-// Shared memory of one block when `blocks` share a processor (1 KB each is the system's).
+constexpr int64_t kSystemBytes = 1 << 10;  // of shared memory, taken from every block
+constexpr int64_t kStaticBytes = 1 << 10;  // more than kernels declare themselves
+
+// Dynamic shared memory of one block when `blocks` share a processor.
 int64_t share(const Device& d, int64_t blocks) {
-  return std::min<int64_t>(d.shared_per_block,
-                           d.shared_per_processor / std::max<int64_t>(1, blocks) - 1024);
+  const int64_t equal = d.shared_per_processor / std::max<int64_t>(1, blocks) - kSystemBytes;
+  return std::min<int64_t>(d.shared_per_block, equal) - kStaticBytes;
 }
 
 // As many copies of the table as fit: fewer bank conflicts (docs/kernels.md). Up to 64 KB, which a
@@ -35,7 +38,7 @@ void choose_copies(BlockLayout& b, int64_t limit) {
 
 // Blocks of this size that a processor holds at once.
 int64_t resident(const BlockLayout& b, const Device& d) {
-  const int64_t by_memory = d.shared_per_processor / (b.bytes() + 1024);
+  const int64_t by_memory = d.shared_per_processor / (b.bytes() + kSystemBytes + kStaticBytes);
   return std::max<int64_t>(1, std::min<int64_t>(by_memory, kWarpsPerProcessor / b.warps));
 }
 
@@ -79,7 +82,7 @@ LinearPlan plan_linear(const CodedView& v, int64_t m, Dtype dtype, const Device&
   while (columns > 1 && columns * x_bytes > x_limit) --columns;
   while (columns > 1 && !fits(columns, columns, half)) --columns;
   int64_t limit = half;
-  if (!fits(columns, columns, limit)) limit = device.shared_per_block;
+  if (!fits(columns, columns, limit)) limit = share(device, 1);
   if (!fits(columns, columns, limit)) return plan;  // path fma
   plan.path = Path::mma;
   plan.chunks = int(ceil_div(v.col_tiles, columns));

@@ -145,6 +145,11 @@ CLLM_DEVICE SharedSlots shared_slots(const CodedView& m, int segment, const Bloc
           first_escape_slot(slots, layout.scale_bits)};
 }
 
+// With room for the word that the last lane fetches ahead: another warp's buffer may be written.
+CLLM_DEVICE bool fits_buffer(const DeviceTile& tile, const BlockLayout& layout) {
+  return 2 * (uint64_t(tile.total) + kStreamPadWords) <= uint64_t(layout.buffer_bytes);
+}
+
 // The warp's copy of its tile's words. Begin early, wait late.
 CLLM_DEVICE void stage_words(const DeviceTile& tile, SharedAddress buffer) {
   const uint32_t bytes = (2 * tile.total + 15) / 16 * 16;

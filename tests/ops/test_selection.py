@@ -109,6 +109,22 @@ def test_library_that_does_not_load_says_why(without_library):
     assert "_C.so does not load" in result(without_library)["info"]["missing"]["cpu"]
 
 
+def test_cuda_kernels_that_are_missing_say_why(without_library):
+    """Without a driver, a toolkit, or a CUDA build of torch: never an import error."""
+    (without_library / "codecllm_ops" / "_C_cuda.so").write_bytes(b"no library")
+    reason = result(without_library)["info"]["missing"]["cuda"]
+    assert "this torch is no CUDA build" in reason or "_C_cuda.so does not load" in reason
+    done = run(without_library, CODECLLM_BACKEND="cuda")
+    assert done.returncode != 0
+    assert f"BackendUnavailableError: CODECLLM_BACKEND=cuda: {reason}" in done.stderr
+
+
+@pytest.mark.skipif("cuda" not in ops.backend_info()["missing"], reason="CUDA kernels are there")
+def test_checking_needs_cuda_kernels():
+    with pytest.raises(ops.BackendUnavailableError, match="no CUDA kernels"):
+        ops.set_check(True)
+
+
 @needs_cpu_kernels
 def test_selected_instruction_set_is_used_until_the_next():
     try:
