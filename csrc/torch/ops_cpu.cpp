@@ -13,12 +13,10 @@
 
 #include "../cpu/encode.h"
 #include "../cpu/kernels.h"
-#include "coded_args.h"
+#include "linear_args.h"
 
 namespace codecllm {
 namespace {
-
-using OptTensor = std::optional<Tensor>;
 
 // First corruption that any thread met.
 class SharedStatus {
@@ -118,20 +116,6 @@ Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& 
   return out;
 }
 
-Dtype activation_dtype(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::f32;
-    case ScalarType::BFloat16:
-      return Dtype::bf16;
-    case ScalarType::Half:
-      return Dtype::f16;
-    default:
-      CLLM_CHECK(false, "codecllm::decode_linear: x is ", toString(x.scalar_type()),
-                 ", not Float, BFloat16 or Half");
-  }
-}
-
 struct LinearCall {
   CodedView view;
   Layout layout;
@@ -178,19 +162,6 @@ Tensor aten_linear(const Tensor& x, const Tensor& weight, const OptTensor& bias)
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// Nothing to decode: codecllm_ops/ops/kernels.py views the words and calls F.linear.
-Tensor stored_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, const Tensor& index,
-                     const Tensor& table, const OptTensor& scale, const OptTensor& bias,
-                     int64_t rows, int64_t cols, int64_t layout) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 10> stack{from(x),     from(stream), from(raw),  from(index),
-                                     from(table), from(scale),  from(bias), from(rows),
-                                     from(cols),  from(layout)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("codecllm::_stored_linear", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 // Decodes a block of rows into a scratch that stays in the outer caches, then the library's GEMM.
 Tensor gemm_linear(const LinearCall& c) {
   constexpr int64_t kBlockBytes = 4 << 20;
@@ -230,35 +201,14 @@ Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, c
                      int64_t cols, int64_t layout_bits) {
   const char* op = "decode_linear";
   const Layout layout(layout_bits);
-  CLLM_CHECK(x.is_cpu(), "codecllm::decode_linear: x is not on the CPU like the weight");
-  CLLM_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == cols,
-             "codecllm::decode_linear: the last dimension of x must be ", cols, ", it is ",
-             x.dim() ? x.size(x.dim() - 1) : 0);
-  if (bias) bias = torch::stable::contiguous(*bias);
-  LinearCall c = {coded_view(stream, raw, index, table, rows, cols, layout, op),
-                  layout,
-                  activation_dtype(x),
-                  torch::stable::contiguous(x),
-                  scale,
-                  bias};
-  if (bias) {
-    check_tensor(*bias, x.scalar_type(), 1, op, "bias", stream);
-    CLLM_CHECK(bias->size(0) == rows, "codecllm::decode_linear: bias of ", bias->size(0), " for ",
-               rows, " rows");
-  }
-  CLLM_CHECK(bool(scale) == (layout.scale_kind != kNoScale),
-             "codecllm::decode_linear: scale missing or not wanted");
-  if (scale) {
-    check_tensor(*scale, ScalarType::Float, 1, op, "scale", stream);
-    CLLM_CHECK(scale->size(0) == (c.scale_per_row() ? rows : 1),
-               "codecllm::decode_linear: ", scale->size(0), " scales for ", rows, " rows");
-  }
+  const CodedView view = coded_view(stream, raw, index, table, rows, cols, layout, op);
+  const Dtype dtype = activation_dtype(x);
+  check_operands(x, stream, scale, bias, rows, cols, layout);
   if (layout.stored)
-    return stored_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout_bits);
-  std::vector<int64_t> shape;
+    return decode_then_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout_bits);
+  LinearCall c = {view, layout, dtype, torch::stable::contiguous(x), scale, bias};
   int64_t m = 1;
-  for (int64_t d = 0; d + 1 < x.dim(); ++d) shape.push_back(x.size(d)), m *= x.size(d);
-  shape.push_back(rows);
+  const std::vector<int64_t> shape = output_shape(x, rows, m);
   if (m == 0 || rows == 0) return torch::stable::new_empty(x, shape);
   if (cols == 0) {  // no products: the bias, or zero
     Tensor out = torch::stable::new_empty(x, shape);

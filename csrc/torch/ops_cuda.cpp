@@ -11,12 +11,11 @@
 #include <vector>
 
 #include "../cuda/launch.h"
-#include "coded_args.h"
+#include "linear_args.h"
 
 namespace codecllm {
 namespace {
 
-using OptTensor = std::optional<Tensor>;
 using torch::stable::detail::from;
 
 // GPUs below are left to pure torch: no warp shuffles of this kind, no shared memory to speak of.
@@ -148,60 +147,18 @@ Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& 
 
 // ---- decode_linear ------------------------------------------------------------------------------
 
-// decode and F.linear in Python (codecllm_ops/ops/kernels.py): stored matrices, large batches, GPUs
-// that are too old.
-Tensor decode_then_linear(const Tensor& x, const Tensor& stream, const Tensor& raw,
-                          const Tensor& index, const Tensor& table, const OptTensor& scale,
-                          const OptTensor& bias, int64_t rows, int64_t cols, int64_t layout) {
-  std::array<StableIValue, 10> stack{from(x),     from(stream), from(raw),  from(index),
-                                     from(table), from(scale),  from(bias), from(rows),
-                                     from(cols),  from(layout)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("codecllm::_stored_linear", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-Dtype activation_dtype(const Tensor& x) {
-  const ScalarType type = x.scalar_type();
-  CLLM_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half,
-             "codecllm::decode_linear: x is ", toString(type),
-             ", neither float32, bfloat16 nor float16");
-  return type == ScalarType::Float      ? Dtype::f32
-         : type == ScalarType::BFloat16 ? Dtype::bf16
-                                        : Dtype::f16;
-}
-
 Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, const Tensor& index,
                      const Tensor& table, OptTensor scale, OptTensor bias, int64_t rows,
                      int64_t cols, int64_t layout_bits) {
   const char* op = "decode_linear";
-  CLLM_CHECK(x.is_cuda() && x.get_device_index() == stream.get_device_index(),
-             "codecllm::decode_linear: x is not on the weight's GPU");
+  CLLM_CHECK(stream.is_cuda(), "codecllm::decode_linear: x is on a GPU, the weight is not");
   const torch::stable::accelerator::DeviceGuard guard(stream.get_device_index());
   const Layout layout(layout_bits);
-  const Dtype dtype = activation_dtype(x);
-  CLLM_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == cols,
-             "codecllm::decode_linear: the last dimension of x must be ", cols, ", it is ",
-             x.dim() ? x.size(x.dim() - 1) : 0);
-  if (bias) {
-    bias = torch::stable::contiguous(*bias);
-    check_tensor(*bias, x.scalar_type(), 1, op, "bias", stream);
-    CLLM_CHECK(bias->size(0) == rows, "codecllm::decode_linear: bias of ", bias->size(0), " for ",
-               rows, " rows");
-  }
-  CLLM_CHECK(bool(scale) == (layout.scale_kind != kNoScale),
-             "codecllm::decode_linear: scale missing or not wanted");
-  const bool scale_per_row = layout.scale_kind == kRowScale;
-  if (scale) {
-    check_tensor(*scale, ScalarType::Float, 1, op, "scale", stream);
-    CLLM_CHECK(scale->size(0) == (scale_per_row ? rows : 1),
-               "codecllm::decode_linear: ", scale->size(0), " scales for ", rows, " rows");
-  }
   const DeviceMatrix matrix(stream, raw, index, table, rows, cols, layout, op);
-  std::vector<int64_t> shape;
+  const Dtype dtype = activation_dtype(x);
+  check_operands(x, stream, scale, bias, rows, cols, layout);
   int64_t m = 1;
-  for (int64_t d = 0; d + 1 < x.dim(); ++d) shape.push_back(x.size(d)), m *= x.size(d);
-  shape.push_back(rows);
+  const std::vector<int64_t> shape = output_shape(x, rows, m);
   if (m == 0 || rows == 0) return torch::stable::new_empty(x, shape);
   const cuda::Device device = properties_of(stream, op);
   if (layout.stored || cols == 0 || m > cuda::kMaxFusedRows || device.arch < kMinArch)
@@ -220,7 +177,7 @@ Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, c
   a.m = int(m);
   a.dtype = dtype;
   a.scale = scale ? scale->const_data_ptr<float>() : nullptr;
-  a.scale_per_row = scale_per_row;
+  a.scale_per_row = layout.scale_kind == kRowScale;
   a.bias = bias ? bias->const_data_ptr() : nullptr;
   a.out = out.mutable_data_ptr();
   a.partial = partial ? partial->mutable_data_ptr<float>() : nullptr;
