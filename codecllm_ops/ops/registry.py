@@ -90,6 +90,8 @@ def _load() -> None:
         _why_not["cuda"] = "this torch is no CUDA build"
     else:
         _cuda = _load_library("cuda", "_C_cuda.so")
+    if _wish == "cuda" and _cuda is not None and not torch.cuda.is_available():
+        _why_not["cuda"] = "torch sees no GPU"
     if _wish in _why_not and _wish != "reference":
         raise BackendUnavailableError(f"CODECLLM_BACKEND={_wish}: {_why_not[_wish]}")
     if _cpu is not None and (isa := os.environ.get("CODECLLM_CPU_ISA")):
@@ -161,6 +163,8 @@ def backend_info() -> dict:
         info["cuda"] = "reference" if reason else "cuda"
         if reason:
             info["missing"]["cuda"] = reason
+    elif _cuda:
+        info["missing"]["cuda"] = "torch sees no GPU"
     return info
 
 
