@@ -1,7 +1,7 @@
 // What an instruction set offers, and the choice between them. No torch.
 #pragma once
-#include "../core/convert.h"
 #include "../core/coded_view.h"
+#include "../core/convert.h"
 
 namespace codecllm {
 
