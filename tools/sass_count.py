@@ -106,7 +106,7 @@ def disassemble(cubin: str | Path) -> dict[str, list[Instruction]]:
 
 
 def main_loop(kernel: list[Instruction]) -> Loop:
-    """Of the loops without a loop inside, the one that works most."""
+    """Of the loops without a loop inside, the one that works most, and best among equals."""
     ends = [i for i in kernel if i.target is not None and i.target <= i.address]
     loops = [(i.target, i.address) for i in ends]
     innermost = [
@@ -117,7 +117,7 @@ def main_loop(kernel: list[Instruction]) -> Loop:
     if not innermost:
         raise ValueError("a kernel without a loop")
     paths = [_usual_path(kernel, begin, end) for begin, end in innermost]
-    return max(paths, key=lambda p: (p.count("HMMA"), p.count("LDS"), p.issued))
+    return max(paths, key=lambda p: (p.count("HMMA"), p.count("LDS"), -p.issued))
 
 
 def _usual_path(kernel: list[Instruction], begin: int, end: int) -> Loop:

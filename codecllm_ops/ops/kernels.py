@@ -17,6 +17,7 @@ from ..format.weight_formats import by_id
 from .registry import backend_for
 from .schema import LIBRARY
 
+_SCALED_AT_ONCE = 1 << 24  # weights
 ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -46,10 +47,16 @@ def _finish(words, scale, rows, cols, layout, dtype):
     out = words.view(native) if words.numel() else words.new_empty((rows, cols), dtype=native)
     if dtype is None or (dtype == native and scale is None):
         return out
-    if scale is not None:
-        scale = scale if scale.numel() == 1 else scale[:, None]
-        return (out.to(torch.float32) * scale).to(dtype)
-    return out.to(dtype)
+    if scale is None:
+        return out.to(dtype)
+    scale = scale.expand(rows)[:, None]
+    scaled = out.new_empty((rows, cols), dtype=dtype)
+    # In blocks: float32 in between would be four times the words.
+    block = max(1, _SCALED_AT_ONCE // max(1, cols))
+    for begin in range(0, rows, block):
+        some = slice(begin, begin + block)
+        scaled[some] = out[some].to(torch.float32) * scale[some]
+    return scaled
 
 
 def _decode(stream, raw, index, table, scale, rows, cols, layout, dtype=None):

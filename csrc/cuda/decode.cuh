@@ -26,13 +26,15 @@ CLLM_DEVICE void store_pair(uint8_t* to, uint32_t pair, uint32_t low, int words,
   }
 }
 
-template <class F, bool Left, class Words>
+// Whole: no row or column of the tile is outside of the matrix, and pairs lie where they can be
+// stored at once. The checks would be a fifth of the loop.
+template <class F, bool Left, bool Whole, class Words>
 CLLM_DEVICE bool write_tile(const DecodeArgs& a, const DeviceTile& tile, int64_t col_tile,
                             const SharedSlots& slots, Words begin, Words end) {
   constexpr int bytes = F::fmt.word_bytes();
   const CodedView& m = a.matrix;
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  const bool aligned = m.cols % 2 == 0;
+  const bool aligned = Whole || m.cols % 2 == 0;
   const int64_t first_col = col_tile * m.tile_cols + 2 * t;
   const int64_t columns = m.cols - first_col < m.tile_cols ? m.cols - first_col : m.tile_cols;
   uint8_t* upper = a.out + ((tile.out_row + g) * m.cols + first_col) * bytes;
@@ -44,7 +46,7 @@ CLLM_DEVICE bool write_tile(const DecodeArgs& a, const DeviceTile& tile, int64_t
 #pragma unroll
         for (int j = 0; j < kPairsPerGroup; ++j)
           store_pair<F>((j & 1 ? lower : upper) + (j >> 1) * 8 * bytes, pairs[j] ^ F::fmt.flip,
-                        raw.low(at + j), left[j & 1] - 8 * (j >> 1), aligned);
+                        raw.low(at + j), Whole ? 2 : left[j & 1] - 8 * (j >> 1), aligned);
         upper += kGroupCols * bytes, lower += kGroupCols * bytes;
         left[0] -= kGroupCols, left[1] -= kGroupCols;
       });
@@ -89,11 +91,14 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 2) decode_matrix(const DecodeA
       if (staged) {
         wait_for_copies();
         __syncwarp();
-        good = write_tile<F, Left>(a, tile, col_tile, slots, SharedWords{words + 2 * tile.start},
-                                   SharedWords{words + 2 * tile.end});
+        const SharedWords begin{words + 2 * tile.start}, end{words + 2 * tile.end};
+        if (tile.rows == kTileRows && m.cols % 2 == 0 && (col_tile + 1) * m.tile_cols <= m.cols)
+          good = write_tile<F, Left, true>(a, tile, col_tile, slots, begin, end);
+        else
+          good = write_tile<F, Left, false>(a, tile, col_tile, slots, begin, end);
       } else {
-        good = write_tile<F, Left>(a, tile, col_tile, slots, global_words(tile, tile.start),
-                                   global_words(tile, tile.end));
+        good = write_tile<F, Left, false>(a, tile, col_tile, slots, global_words(tile, tile.start),
+                                          global_words(tile, tile.end));
       }
     });
     if (mine && !__all_sync(~0u, good)) {

@@ -29,42 +29,38 @@ CLLM_HD constexpr int fragment_bytes(int tile_groups) {
   return (tile_groups + 1) / 2 * 64 * N;
 }
 
-// x [m, cols] -> the fragments of the block's column tiles.
+// Eight numbers of a row of x, zeros where it ends.
+CLLM_DEVICE uint4 load_x(const LinearArgs& a, int row, int64_t col) {
+  uint32_t v[4] = {};
+  if (row < a.m && col < a.matrix.cols) {
+    const uint16_t* x = (const uint16_t*)a.x + row * a.matrix.cols + col;
+    if (a.x_in_quads) return __ldg((const uint4*)x);
+    const int64_t left = a.matrix.cols - col;
+#pragma unroll
+    for (int i = 0; i < 8; ++i)
+      if (i < left) v[i / 2] |= uint32_t(__ldg(x + i)) << (16 * (i % 2));
+  }
+  return make_uint4(v[0], v[1], v[2], v[3]);
+}
+
+// x [m, cols] -> the fragments of the block's column tiles. A warp takes a row in a tile.
 template <int N>
 CLLM_DEVICE void stage_x(const LinearArgs& a, int64_t first_col, uint8_t* to) {
   constexpr int columns = kColumns<N>;
-  const int tile_cols = a.matrix.tile_cols, tile_bytes = fragment_bytes<N>(tile_cols / kGroupCols);
-  const uint16_t* x = (const uint16_t*)a.x;
-  const int64_t cols = a.matrix.cols;
-  // Bytes to the fragment of column `c` (even) of the chunk and row of x.
-  const auto place = [=](int c, int row) {
-    const int tile = c / tile_cols, in_tile = c % tile_cols, group = in_tile / kGroupCols;
-    const int k = in_tile % kGroupCols, t = k % 8 / 2;
-    const int cell = ((group / 2 * kBlocks<N> + row / columns) * 4 + t) * columns + row % columns;
-    return tile * tile_bytes + 16 * cell + group % 2 * 8 + k / 8 * 4;
-  };
-  const int width = a.tile_columns * tile_cols;
-  if (a.x_in_quads) {  // rows begin at multiples of 16 bytes: 8 columns at once
-    const int eights = width / 8;
-#pragma unroll 4
-    for (int i = threadIdx.x; i < eights * N; i += blockDim.x) {
-      const int row = i / eights, c = i % eights * 8;
-      uint4 v = make_uint4(0, 0, 0, 0);
-      if (row < a.m && first_col + c < cols)
-        v = __ldg((const uint4*)(x + row * cols + first_col + c));
-      uint8_t* p = to + place(c, row);
-      *(uint32_t*)p = v.x, *(uint32_t*)(p + 16 * columns) = v.y;
-      *(uint32_t*)(p + 32 * columns) = v.z, *(uint32_t*)(p + 48 * columns) = v.w;
+  const int tile_cols = a.matrix.tile_cols, lane = threadIdx.x & 31;
+  for (int item = threadIdx.x >> 5; item < a.tile_columns * N; item += blockDim.x >> 5) {
+    const int tile = item / N, row = item % N;
+    const int64_t col = first_col + int64_t(tile) * tile_cols;
+    uint8_t* fragments = to + tile * fragment_bytes<N>(tile_cols / kGroupCols) +
+                         16 * (row / columns * 4 * columns + row % columns);
+#pragma unroll 2
+    for (int eight = lane; eight < tile_cols / 8; eight += kLanes) {
+      const uint4 v = load_x(a, row, col + 8 * eight);
+      const int group = eight / 2, half = eight % 2;
+      uint8_t* t0 = fragments + group / 2 * 64 * N + group % 2 * 8 + half * 4;
+      *(uint32_t*)t0 = v.x, *(uint32_t*)(t0 + 16 * columns) = v.y;
+      *(uint32_t*)(t0 + 32 * columns) = v.z, *(uint32_t*)(t0 + 48 * columns) = v.w;
     }
-    return;
-  }
-  for (int i = threadIdx.x; i < width / 2 * N; i += blockDim.x) {
-    const int row = i / (width / 2), c = i % (width / 2) * 2;
-    const int64_t col = first_col + c;
-    const bool first = row < a.m && col < cols, second = row < a.m && col + 1 < cols;
-    const uint32_t low = first ? x[row * cols + col] : 0;
-    const uint32_t high = second ? x[row * cols + col + 1] : 0;
-    *(uint32_t*)(to + place(c, row)) = low | high << 16;
   }
 }
 

@@ -6,11 +6,13 @@ is measured with the nvcc at hand.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -32,14 +34,16 @@ needs_nvcc = pytest.mark.skipif(
 )
 
 
-def kernels_of(fmt: str, arch: str, folder: Path) -> dict[str, list]:
-    cubin = folder / f"{fmt}_{arch}.cubin"
-    subprocess.run(
-        ["nvcc", "-cubin", f"-arch=sm_{arch}", "-std=c++17", "-O3", f"-I{ROOT}/csrc", "-o", cubin,
-         ROOT / f"csrc/cuda/kernels_{fmt}.cu"],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    return sass_count.disassemble(cubin)
+@functools.cache
+def kernels_of(fmt: str, arch: str) -> dict[str, list]:
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernels.cubin")
+        subprocess.run(
+            ["nvcc", "-cubin", f"-arch=sm_{arch}", "-std=c++17", "-O3", f"-I{ROOT}/csrc",
+             "-o", cubin, ROOT / f"csrc/cuda/kernels_{fmt}.cu"],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        return sass_count.disassemble(cubin)
 
 
 def fused_loops(kernels) -> dict[str, sass_count.Loop]:
@@ -54,15 +58,27 @@ def fused_loops(kernels) -> dict[str, sass_count.Loop]:
 
 @needs_nvcc
 @pytest.mark.parametrize("fmt", [f for f in FORMATS if f != "fp32"])
-def test_instructions_per_weight(fmt, tmp_path):
+def test_instructions_per_weight(fmt):
     budget = BUDGET["instructions per weight, sm_90a"][fmt]
-    loops = fused_loops(kernels_of(fmt, "90a", tmp_path))
+    loops = fused_loops(kernels_of(fmt, "90a"))
     assert loops.keys() == budget.keys()
     for name, loop in loops.items():
         issued, integer_pipe = budget[name]
         assert loop.local_memory == 0, f"{name}: spills in the main loop"
         assert loop.issued / WEIGHTS_PER_LANE <= issued, f"{name}: budget {issued}"
         assert loop.integer_pipe / WEIGHTS_PER_LANE <= integer_pipe, f"{name}: {integer_pipe}"
+
+
+@needs_nvcc
+@pytest.mark.parametrize("fmt", BUDGET["decode, instructions per weight, sm_90a"])
+def test_decode_instructions_per_weight(fmt):
+    kernels = kernels_of(fmt, "90a")
+    (loop,) = (
+        sass_count.main_loop(k) for n, k in kernels.items() if "decode_matrix" in n and "Lb0E" in n
+    )
+    budget = BUDGET["decode, instructions per weight, sm_90a"][fmt]
+    assert loop.local_memory == 0
+    assert loop.issued / WEIGHTS_PER_LANE <= budget, loop.issued / WEIGHTS_PER_LANE
 
 
 def test_the_budget_of_bf16_is_the_promised_one():
@@ -74,8 +90,8 @@ def test_the_budget_of_bf16_is_the_promised_one():
 
 @needs_nvcc
 @pytest.mark.parametrize("arch", ARCHS)
-def test_compiles_without_local_memory_in_main_loops(arch, tmp_path):
-    for name, kernel in kernels_of("bf16", arch, tmp_path).items():
+def test_compiles_without_local_memory_in_main_loops(arch):
+    for name, kernel in kernels_of("bf16", arch).items():
         if arch == "75" and "linear_mma" in name:
             continue  # never launched there: MMA of bf16 begins with sm_80
         assert sass_count.main_loop(kernel).local_memory == 0, name
@@ -83,8 +99,8 @@ def test_compiles_without_local_memory_in_main_loops(arch, tmp_path):
 
 @needs_nvcc
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_decode_loops_have_no_local_memory(fmt, tmp_path):
-    for name, kernel in kernels_of(fmt, "90a", tmp_path).items():
+def test_decode_loops_have_no_local_memory(fmt):
+    for name, kernel in kernels_of(fmt, "90a").items():
         if "Lb0E" in name:
             assert sass_count.main_loop(kernel).local_memory == 0, name
 
@@ -111,15 +127,11 @@ def test_usual_path_skips_what_is_rare():
 
 
 if __name__ == "__main__":
-    import tempfile
-
-    measured = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for weight_format in FORMATS:
-            measured[weight_format] = {
-                name: [round(v / WEIGHTS_PER_LANE, 2) for v in (loop.issued, loop.integer_pipe)]
-                for name, loop in fused_loops(
-                    kernels_of(weight_format, "90a", Path(folder))
-                ).items()
-            }
+    measured = {
+        fmt: {
+            name: [round(v / WEIGHTS_PER_LANE, 2) for v in (loop.issued, loop.integer_pipe)]
+            for name, loop in fused_loops(kernels_of(fmt, "90a")).items()
+        }
+        for fmt in FORMATS
+    }
     print(json.dumps(measured, indent=1))

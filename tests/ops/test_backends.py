@@ -29,6 +29,7 @@ from cases import (
 from codecllm_ops import CodedMatrix
 from codecllm_ops.codec import reference
 from codecllm_ops.format import FORMATS
+from codecllm_ops.ops import kernels
 
 ENCODERS = ["reference", pytest.param("compiled", marks=needs_cpu_kernels)]
 
@@ -265,3 +266,13 @@ def test_kernels_agree_on_what_is_damaged():
             if other is not None:
                 assert_same_words(other, results[0])
     assert outcomes["corrupt"] > 30 and outcomes["decoded"] > 0
+
+
+def test_scaling_in_blocks_changes_nothing(monkeypatch):
+    q, scale = ops.quantize_int8(torch.randn(70, 33))
+    for factor in (scale, scale[:1]):
+        coded = ops.encode(q, scale=factor)
+        whole = ops.decode(coded, torch.bfloat16)
+        monkeypatch.setattr(kernels, "_SCALED_AT_ONCE", 100)
+        assert torch.equal(ops.decode(coded, torch.bfloat16), whole)
+        monkeypatch.undo()
