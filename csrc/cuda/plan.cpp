@@ -19,6 +19,7 @@ int64_t words_buffer(const CodedView& m) {
   return round16(int64_t(average * 1.08) + 256);
 }
 
+constexpr int64_t kMaxGridY = 65535;       // of any GPU
 constexpr int64_t kSystemBytes = 1 << 10;  // of shared memory, taken from every block
 constexpr int64_t kStaticBytes = 1 << 10;  // more than kernels declare themselves
 
@@ -84,6 +85,7 @@ LinearPlan plan_linear(const CodedView& v, int64_t m, Dtype dtype, const Device&
   int64_t limit = half;
   if (!fits(columns, columns, limit)) limit = share(device, 1);
   if (!fits(columns, columns, limit)) return plan;  // path fma
+  if (ceil_div(v.col_tiles, columns) > kMaxGridY) return plan;
   plan.path = Path::mma;
   plan.chunks = int(ceil_div(v.col_tiles, columns));
   columns = ceil_div(v.col_tiles, plan.chunks);

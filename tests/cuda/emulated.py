@@ -159,12 +159,14 @@ def decode_rows(ids: torch.Tensor, coded: CodedMatrix) -> tuple[torch.Tensor, in
     return out.view(fmt.dtype), status
 
 
-def plan(coded: CodedMatrix, m: int, dtype: torch.dtype, device: Device | None = None) -> Plan:
-    view, table = view_of(coded)
+def plan_of(view: View, m: int, dtype: torch.dtype, device: Device | None = None) -> Plan:
     options = (device or Device()).options()
-    found = library().emulated_plan(c.byref(view), c.c_int64(m), DTYPES[dtype], c.byref(options))
-    del table
-    return found
+    return library().emulated_plan(c.byref(view), c.c_int64(m), DTYPES[dtype], c.byref(options))
+
+
+def plan(coded: CodedMatrix, m: int, dtype: torch.dtype, device: Device | None = None) -> Plan:
+    view, _table = view_of(coded)
+    return plan_of(view, m, dtype, device)
 
 
 def linear(

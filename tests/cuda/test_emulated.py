@@ -204,6 +204,16 @@ def test_every_way_to_cut_the_work():
     assert len(seen) >= 8
 
 
+def test_more_chunks_than_a_grid_has_take_the_other_kernel():
+    _, coded = coded_of("normal", 16, 64, BF16, tile_cols=16)
+    view, _table = emulated.view_of(coded)
+    for chunks, path in ((65535, "mma"), (65536, "fma")):
+        view.col_tiles = 12 * chunks
+        view.cols = 16 * view.col_tiles
+        found = emulated.plan_of(view, 1, torch.bfloat16)
+        assert emulated.PATHS[found.path] == path
+
+
 def test_linear_with_words_in_global_memory():
     check_linear(BF16, torch.bfloat16, (40, 200), 3, Device(buffer_bytes=16), tile_cols=64)
 
