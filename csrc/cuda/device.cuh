@@ -30,11 +30,6 @@ CLLM_DEVICE uint32_t load_shared16(SharedAddress a) {
   asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(a));
   return v;
 }
-CLLM_DEVICE uint2 load_shared64(SharedAddress a) {
-  uint2 v;
-  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(a));
-  return v;
-}
 CLLM_DEVICE uint4 load_shared128(SharedAddress a) {
   uint4 v;
   asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"

@@ -186,10 +186,6 @@ inline const uint8_t* shared_at(uint32_t address, uint32_t bytes) {
   return state.shared.data() + address;
 }
 
-struct ThreadIndex {
-  operator Dim() const { return {uint32_t(state.current), 0, 0}; }
-};
-
 }  // namespace emu
 
 #define threadIdx (emu::Dim{uint32_t(emu::state.current), 0, 0})
@@ -245,7 +241,6 @@ T load_shared(uint32_t a) {
 }
 inline uint32_t load_shared32(uint32_t a) { return load_shared<uint32_t>(a); }
 inline uint32_t load_shared16(uint32_t a) { return load_shared<uint16_t>(a); }
-inline uint2 load_shared64(uint32_t a) { return load_shared<uint2>(a); }
 inline uint4 load_shared128(uint32_t a) { return load_shared<uint4>(a); }
 template <class T>
 T load_once(const void* p) {
