@@ -116,7 +116,7 @@ def _encode(weight, scale=None, *, tile_cols=None, scale_bits=11, predictor="non
 LIBRARY.impl("encode", _encode, "CompositeExplicitAutograd")
 LIBRARY.impl("decode", _decode, "CompositeExplicitAutograd")
 LIBRARY.impl("decode_rows", _decode_rows, "CompositeExplicitAutograd")
-LIBRARY.impl("_stored_linear", _decode_linear, "CompositeExplicitAutograd")
+LIBRARY.impl("_decode_then_linear", _decode_linear, "CompositeExplicitAutograd")
 # On the CPU the compiled library's own kernel comes before this one.
 LIBRARY.impl("decode_linear", _decode_linear, "CompositeExplicitAutograd")
 

@@ -33,7 +33,7 @@ _PLAIN = "Tensor stream, Tensor raw, Tensor index, Tensor table, int rows, int c
 INTERNAL = {
     "_decode_words": f"({_PLAIN}) -> Tensor",
     "_decode_rows_words": f"(Tensor ids, {_PLAIN}) -> Tensor",
-    "_stored_linear": PUBLIC["decode_linear"],
+    "_decode_then_linear": PUBLIC["decode_linear"],
     "_count_values": "(Tensor words, int cols, int format) -> Tensor",
     "_count_pairs": (
         "(Tensor words, int cols, int format, int tile_cols, int predictor, int pad_value) "

@@ -74,7 +74,7 @@ inline Tensor decode_then_linear(const Tensor& x, const Tensor& stream, const Te
                                      from(table), from(scale),  from(bias), from(rows),
                                      from(cols),  from(layout)};
   STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("codecllm::_stored_linear", "", stack.data(), TORCH_ABI_VERSION));
+      torch_call_dispatcher("codecllm::_decode_then_linear", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 

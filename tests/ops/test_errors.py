@@ -145,7 +145,7 @@ def test_stored_matrix_checks_the_same(backend):
 def test_scale_that_is_missing_or_not_wanted(coded, scaled, backend):
     x, ids = torch.ones(2, 64), torch.tensor([1])
     linear = getattr(
-        torch.ops.codecllm, "_stored_linear" if backend == "reference" else "decode_linear"
+        torch.ops.codecllm, "_decode_then_linear" if backend == "reference" else "decode_linear"
     )
     for matrix, scale in ((scaled, None), (coded, torch.ones(1)), (scaled, torch.ones(32))):
         args, shape = list(_args(matrix)), _shape(matrix)
