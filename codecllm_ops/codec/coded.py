@@ -139,11 +139,21 @@ class CodedMatrix:
         with lasting():
             return torch.from_numpy(self.info.scale).to(self.device)
 
+    def prepare(self) -> CodedMatrix:
+        """Builds now what the first use builds otherwise: torch.compile cannot while it traces."""
+        _ = self.layout, self.table, self.scale
+        return self
+
+    @property
+    def prepared(self) -> bool:
+        return {"info", "layout", "table", "scale"} <= self.__dict__.keys()
+
     def tensors(self) -> tuple[torch.Tensor, ...]:
         return self.stream, self.raw, self.index, self.head
 
     def to(self, device) -> CodedMatrix:
-        return CodedMatrix(*(t.to(device) for t in self.tensors()))
+        moved = CodedMatrix(*(t.to(device) for t in self.tensors()))
+        return moved.prepare() if self.prepared and not moved.head.is_meta else moved
 
     def check(self, checksums: bool = True) -> CodedMatrix:
         """Raises CorruptStreamError, naming the field, unless kernels may run on this matrix.

@@ -39,7 +39,7 @@ def encode(
     """
     if weight.is_meta:
         raise ValueError("encode: a tensor on the meta device has no values to encode")
-    return CodedMatrix(
+    coded = CodedMatrix(
         *torch.ops.codecllm.encode(
             weight,
             scale,
@@ -49,6 +49,8 @@ def encode(
             allow_stored=allow_stored,
         )
     )
+    # A fake head has no bytes to build from.
+    return coded.prepare() if type(coded.head) is torch.Tensor else coded
 
 
 def decode(coded: CodedMatrix, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -114,6 +116,8 @@ def quantize_int8(weight: torch.Tensor, per: str = "row") -> tuple[torch.Tensor,
 
 
 def _args(c: CodedMatrix):
+    if torch.compiler.is_compiling() and not c.prepared:
+        raise RuntimeError("codecllm: call prepare() on a CodedMatrix before it is compiled")
     return c.stream, c.raw, c.index, c.table, c.scale
 
 

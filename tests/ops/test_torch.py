@@ -29,6 +29,10 @@ def coded_int8() -> CodedMatrix:
 
 
 def matrices() -> dict[str, CodedMatrix]:
+    return {name: m.prepare() for name, m in _matrices().items()}
+
+
+def _matrices() -> dict[str, CodedMatrix]:
     bf16 = ops.encode(weights(33, 64, BF16), tile_cols=32, allow_stored=False)
     return {
         "bf16": bf16,
@@ -321,8 +325,7 @@ def test_dynamic_shapes_compile_once():
 
 
 def test_functions_on_a_coded_matrix_compile():
-    m = MATRICES["int8"]
-    assert m.table is not None and m.scale is not None  # built before tracing
+    m = coded_int8()  # fresh: nothing has used it before the compiler
 
     def call(x, ids):
         rows = ops.decode_rows(ids, m, torch.float32)
@@ -332,6 +335,16 @@ def test_functions_on_a_coded_matrix_compile():
     compiled = torch.compile(call, fullgraph=True, backend="eager")
     for found, expected in zip(compiled(*args), call(*args), strict=True):
         assert torch.equal(found, expected)
+
+
+def test_unprepared_matrix_tells_the_compiler_what_to_call():
+    m, x = CodedMatrix(*coded_int8().tensors()), torch.randn(3, 64)
+    compiled = torch.compile(lambda x: ops.decode_linear(x, m), fullgraph=True, backend="eager")
+    with pytest.raises(Exception, match=r"call prepare\(\)"):
+        compiled(x)
+    moved = m.prepare().to("cpu")
+    assert moved.prepared
+    assert torch.equal(compiled(x), ops.decode_linear(x, moved))
 
 
 @pytest.mark.parametrize("transform", ["grad", "jvp", "vmap"])
