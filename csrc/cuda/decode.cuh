@@ -63,50 +63,40 @@ CLLM_DEVICE void poison(const DecodeArgs& a, int bytes, int64_t row, int64_t row
 }
 
 template <class F, bool Left>
-__global__ void __launch_bounds__(32 * kMaxWarps, 2) decode_matrix(const DecodeArgs a) {
+__global__ void __launch_bounds__(32 * kMaxWarps) decode_matrix(const DecodeArgs a) {
   CLLM_SHARED_MEMORY(uint4, shared);
-  __shared__ int wanted[kMaxWarps];
   const CodedView& m = a.matrix;
   uint32_t* table = (uint32_t*)shared;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  const SharedAddress words =
-      shared_address((uint8_t*)shared + a.block.buffers_at() + warp * a.block.buffer_bytes);
-  const int64_t tiles = m.tile_rows * m.col_tiles;
-  int loaded = -1;
-  for (int64_t base = int64_t(blockIdx.x) * a.block.warps; base < tiles;
-       base += int64_t(gridDim.x) * a.block.warps) {
-    const int64_t number = base + warp, tile_row = number / m.col_tiles;
-    const int64_t col_tile = number % m.col_tiles;
-    const bool mine = number < tiles;
-    DeviceTile tile;
-    bool good = true, staged = false;
-    if (mine) {
-      tile = locate_tile(m, tile_row, col_tile, lane);
-      good = tile.valid;
-      staged = good && fits_buffer(tile, a.block);
-      if (staged) stage_words(tile, words);
-    }
-    with_table(m, a.block, table, wanted, loaded, mine && good ? tile.segment : -1, [&] {
-      const SharedSlots slots = shared_slots(m, tile.segment, a.block, table);
-      if (staged) {
-        wait_for_copies();
-        __syncwarp();
-        const SharedWords begin{words + 2 * tile.start}, end{words + 2 * tile.end};
-        if (tile.rows == kTileRows && m.cols % 2 == 0 && (col_tile + 1) * m.tile_cols <= m.cols)
-          good = write_tile<F, Left, true>(a, tile, col_tile, slots, begin, end);
-        else
-          good = write_tile<F, Left, false>(a, tile, col_tile, slots, begin, end);
-      } else {
-        good = write_tile<F, Left, false>(a, tile, col_tile, slots, global_words(tile, tile.start),
-                                          global_words(tile, tile.end));
+  const SharedAddress words = shared_address((uint8_t*)shared + a.block.buffers_at()) +
+                              warp * uint32_t(a.block.buffer_bytes);
+  // This block's share of the tiles, cut where the table changes.
+  const int64_t tiles = m.tile_rows * m.col_tiles, end = tiles * (blockIdx.x + 1) / gridDim.x;
+  int64_t loaded = -1, next;
+  for (int64_t base = tiles * blockIdx.x / gridDim.x; base < end; base = next) {
+    const int64_t row = base / m.col_tiles, segment = segment_of(m, kFirstTileRow, row);
+    next = end_of_segment(m, segment, row, m.tile_rows) * m.col_tiles;
+    next = next < end ? next : end;
+    if (segment != loaded) fill_table(m, int(segment), a.block, table), loaded = segment;
+    __syncthreads();
+    const SharedSlots slots = shared_slots(m, int(segment), a.block, table);
+    for (int64_t number = base + warp; number < next; number += a.block.warps) {
+      const int64_t tile_row = number / m.col_tiles, col_tile = number % m.col_tiles;
+      const bool inside = m.cols % 2 == 0 && (col_tile + 1) * m.tile_cols <= m.cols;
+      if (!with_tile(m, a.block, words, tile_row, col_tile, segment,
+                     [&](const DeviceTile& tile, auto begin, auto end) {
+                       constexpr bool staged = decltype(begin)::kPipelined;
+                       if (staged && inside && tile.rows == kTileRows)
+                         return write_tile<F, Left, staged>(a, tile, col_tile, slots, begin, end);
+                       return write_tile<F, Left, false>(a, tile, col_tile, slots, begin, end);
+                     })) {
+        report_corrupt(a.status, number);
+        int64_t out_row;
+        const int rows = rows_of(m, tile_row, out_row);
+        poison(a, F::fmt.word_bytes(), out_row, rows, col_tile, lane, kLanes);
       }
-    });
-    if (mine && !__all_sync(~0u, good)) {
-      report_corrupt(a.status, number);
-      int64_t row;
-      const int rows = rows_of(m, tile_row, row);
-      poison(a, F::fmt.word_bytes(), row, rows, col_tile, lane, kLanes);
     }
+    __syncthreads();  // nobody reads the table any more
   }
 }
 

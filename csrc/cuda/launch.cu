@@ -81,6 +81,7 @@ cudaError_t launch_linear(LinearArgs a, const LinearPlan& plan, cudaStream_t str
   a.chunks = plan.chunks;
   a.tile_rows = plan.tile_rows;
   a.tile_columns = plan.tile_columns;
+  a.x_bytes = plan.x_bytes;
   a.block = plan.block;
   const LinearKernel kernel = kernels->mma[a.dtype == Dtype::f16][plan.log2_n];
   if (!kernel) return cudaErrorInvalidValue;

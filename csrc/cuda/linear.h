@@ -5,12 +5,17 @@
 
 namespace codecllm::cuda {
 
-// Two such blocks in a processor leave 80 registers to a thread: without spills, and the main loop
-// is two instructions shorter than with 64. 24 warps hide a decode step's latency
-// (docs/kernels.md).
-constexpr int kMaxWarps = 12, kWarpsPerProcessor = 2 * kMaxWarps;
+// 24 warps hide a decode step's latency and leave 80 registers to a thread: without spills, and the
+// main loop is two instructions shorter than with 64 (docs/kernels.md).
+constexpr int kMaxWarps = 24;
 constexpr int kMmaSizes = 7;  // linear_mma exists for 1, 2, 4, .. 64 columns of x
 constexpr int kMaxFusedRows = 1 << (kMmaSizes - 1);  // rows of x that a fused kernel takes
+
+// Warps of a linear_mma block: half as many where the sums and raw bits take more than 80
+// registers.
+CLLM_HD constexpr int max_warps(const WeightFormat& f, int64_t n) {
+  return n <= (f.n_planes == 1 ? 32 : 16) ? kMaxWarps : kMaxWarps / 2;
+}
 
 // Shared memory of a block: the slot table's copies, `extra` bytes for the kernel, a buffer per
 // warp, and the reserve that a corrupt stream may read.
@@ -35,11 +40,13 @@ struct LinearArgs {
   Dtype dtype;         // of x, bias and out
   const float* scale;  // [1] or [rows], or null
   bool scale_per_row;
-  const void* bias;             // [rows] or null
-  void* out;                    // [m, rows]
-  float* partial;               // [chunks, m, rows] if there are several chunks
-  int chunks;                   // of column tiles
-  int tile_rows, tile_columns;  // of a block, in tiles
+  const void* bias;  // [rows] or null
+  void* out;         // [m, rows]
+  float* partial;    // [chunks, m, rows] if there are several chunks
+  int chunks;        // of column tiles
+  int tile_columns;  // of a chunk
+  int tile_rows;     // whose sums have room in a block
+  int x_bytes;       // of a block's x, a multiple of 16
   BlockLayout block;
   uint64_t* status;  // smallest number of a corrupt tile, or null
 };

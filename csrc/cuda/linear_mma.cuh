@@ -1,10 +1,10 @@
 // decode_linear for small batches: a warp decodes a tile into the A fragments of mma.m16n8k16 and
 // multiplies each group at once with x. Weights never leave the registers.
 //
-// A block is `tile_rows` x `tile_columns` warps: warp (r, c) takes tile row base + r and column
-// tile c of the block's chunk of columns. Its x lies in shared memory in fragment order. The
-// partial sums of a tile row meet in shared memory; those of several chunks (blockIdx.y) in a
-// workspace, and linear_reduce adds them. Every sum has a fixed order: results repeat bit by bit.
+// A block takes a share of the tile rows and a chunk of `tile_columns` column tiles; its warps take
+// the tiles in turn, and wait for each other only to add their sums. x of the chunk lies in shared
+// memory in fragment order. Partial sums of several chunks (blockIdx.y) go to a workspace, and
+// linear_reduce adds them. Every sum has a fixed order: results repeat bit by bit.
 #pragma once
 #include "combine.cuh"
 #include "operand.cuh"
@@ -15,9 +15,6 @@ namespace codecllm::cuda {
 // that are not there repeat the last one; what they compute is never read.
 template <int N>
 constexpr int kBlocks = (N + 7) / 8;
-// Two if 80 registers are enough for the sums and the raw bits.
-template <class F, int N>
-constexpr int kBlocksPerProcessor = N <= (F::fmt.n_planes == 1 ? 32 : 16) ? 2 : 1;
 template <int N>
 constexpr int kColumns = N < 8 ? N : 8;  // of a block
 
@@ -95,72 +92,62 @@ CLLM_DEVICE bool multiply_tile(const DeviceTile& tile, const SharedSlots& slots,
 }
 
 template <class F, class B16, int N>
-__global__ void __launch_bounds__(32 * kMaxWarps, kBlocksPerProcessor<F, N>)
-    linear_mma(const LinearArgs a) {
+__global__ void __launch_bounds__(32 * max_warps(F::fmt, N)) linear_mma(const LinearArgs a) {
   CLLM_SHARED_MEMORY(uint4, shared);
-  __shared__ int wanted[kMaxWarps];
   const CodedView& m = a.matrix;
   uint32_t* table = (uint32_t*)shared;
   uint8_t* bytes = (uint8_t*)shared;
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  const int r = warp / a.tile_columns, c = warp % a.tile_columns;
-  const int chunk = blockIdx.y * a.tile_columns;
-  const int64_t col_tile = chunk + c;
-  constexpr int blocks = kBlocks<N>, columns = kColumns<N>;
   uint8_t* x = bytes + a.block.table_bytes();
-  uint8_t* buffer = bytes + a.block.buffers_at() + warp * a.block.buffer_bytes;
-  const SharedAddress words = shared_address(buffer);
+  float* slots_of_sums = (float*)(x + a.x_bytes);
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  const SharedAddress words =
+      shared_address(bytes + a.block.buffers_at()) + warp * uint32_t(a.block.buffer_bytes);
+  const int64_t first_tile = int64_t(blockIdx.y) * a.tile_columns;
+  const int64_t left = m.col_tiles - first_tile;
+  const int columns = int(left < a.tile_columns ? left : a.tile_columns);
 
-  stage_x<N>(a, int64_t(chunk) * m.tile_cols, x);
+  stage_x<N>(a, first_tile * m.tile_cols, x);
   // Lane (g, t) of a fragment holds column g of x; lanes beyond m repeat the last one.
-  const int g = lane >> 2, column = g < columns ? g : columns - 1;
-  const SharedAddress my_x = shared_address(x) + c * fragment_bytes<N>(m.tile_cols / kGroupCols) +
-                             16 * ((lane & 3) * columns + column);
+  const SharedAddress my_x =
+      shared_address(x) + 16 * (t * kColumns<N> + (g < kColumns<N> ? g : kColumns<N> - 1));
 
-  int loaded = -1;
-  for (int64_t base = int64_t(blockIdx.x) * a.tile_rows; base < m.tile_rows;
-       base += int64_t(gridDim.x) * a.tile_rows) {
-    const int64_t tile_row = base + r;
-    const bool mine = tile_row < m.tile_rows && col_tile < m.col_tiles;
-    DeviceTile tile;
-    bool good = true, staged = false;
-    if (mine) {
-      tile = locate_tile(m, tile_row, col_tile, lane);
-      good = tile.valid;
-      staged = good && fits_buffer(tile, a.block);
-      if (staged) stage_words(tile, words);
-    }
-    float sums[blocks][4] = {};
-    with_table(m, a.block, table, wanted, loaded, mine && good ? tile.segment : -1, [&] {
-      const SharedSlots slots = shared_slots(m, tile.segment, a.block, table);
-      const Segment<F> segment(m.segment(tile.segment));
-      if (staged) {
-        wait_for_copies();
-        __syncwarp();
-        good = multiply_tile<F, B16, N>(tile, slots, segment, SharedWords{words + 2 * tile.start},
-                                        SharedWords{words + 2 * tile.end}, my_x, sums);
-      } else {  // more words than planned for
-        good = multiply_tile<F, B16, N>(tile, slots, segment, global_words(tile, tile.start),
-                                        global_words(tile, tile.end), my_x, sums);
+  // This block's share of the tile rows, cut where sums fill their room or the table changes.
+  const int64_t end = m.tile_rows * (blockIdx.x + 1) / gridDim.x;
+  int64_t loaded = -1, next;
+  for (int64_t base = m.tile_rows * blockIdx.x / gridDim.x; base < end; base = next) {
+    const int64_t segment = segment_of(m, kFirstTileRow, base);
+    next = end_of_segment(m, segment, base, end - base < a.tile_rows ? end : base + a.tile_rows);
+    if (segment != loaded) fill_table(m, int(segment), a.block, table), loaded = segment;
+    __syncthreads();
+    const SharedSlots slots = shared_slots(m, int(segment), a.block, table);
+    const Segment<F> added(m.segment(segment));
+    const int items = int(next - base) * columns;
+#pragma unroll 1
+    for (int i = warp; i < items; i += a.block.warps) {
+      const int r = i / columns, c = i % columns;
+      const SharedAddress tile_x = my_x + c * fragment_bytes<N>(m.tile_cols / kGroupCols);
+      float sums[kBlocks<N>][4] = {};
+      if (!with_tile(m, a.block, words, base + r, first_tile + c, segment,
+                     [&](const DeviceTile& tile, auto begin, auto end) {
+                       return multiply_tile<F, B16, N>(tile, slots, added, begin, end, tile_x,
+                                                       sums);
+                     })) {
+        // Never a number that looks right.
+        report_corrupt(a.status, (base + r) * m.col_tiles + first_tile + c);
+#pragma unroll
+        for (int b = 0; b < kBlocks<N>; ++b)
+          sums[b][0] = sums[b][1] = sums[b][2] = sums[b][3] = float_from_bits(0x7fffffffu);
       }
-    });
-    if (mine && !__all_sync(~0u, good)) {
-      // Never a number that looks right.
-      report_corrupt(a.status, tile_row * m.col_tiles + col_tile);
+      float* to = slots_of_sums + i * N * kTileRows;
 #pragma unroll
-      for (int b = 0; b < blocks; ++b)
-        sums[b][0] = sums[b][1] = sums[b][2] = sums[b][3] = float_from_bits(0x7fffffffu);
-    }
-    if (col_tile < m.col_tiles) {
-      float* to = (float*)buffer;
+      for (int b = 0; b < kBlocks<N>; ++b)
 #pragma unroll
-      for (int b = 0; b < blocks; ++b)
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          to[(8 * b + 2 * (lane & 3) + (i & 1)) * kTileRows + g + 8 * (i >> 1)] = sums[b][i];
+        for (int j = 0; j < 4; ++j)
+          if (const int n = 8 * b + 2 * t + (j & 1); n < N)
+            to[n * kTileRows + g + 8 * (j >> 1)] = sums[b][j];
     }
     __syncthreads();
-    add_chunk(a, base, bytes + a.block.buffers_at());
+    add_chunk(a, base, int(next - base), columns, N, slots_of_sums);
     __syncthreads();
   }
 }

@@ -15,9 +15,9 @@ enum class Path { mma, fma, gemm };
 
 struct LinearPlan {
   Path path;
-  int log2_n;  // linear_mma's columns of x
-  int tile_rows, tile_columns, chunks;
-  int64_t grid;  // blocks along x
+  int log2_n;                                    // linear_mma's columns of x
+  int tile_rows, tile_columns, chunks, x_bytes;  // as in LinearArgs
+  int64_t grid;                                  // blocks along x
   BlockLayout block;
 };
 

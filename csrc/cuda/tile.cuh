@@ -74,6 +74,14 @@ CLLM_DEVICE int64_t segment_of(const CodedView& m, SegmentField field, int64_t v
   return low;
 }
 
+// Where tile rows from `base` on belong to another segment, at most `end`. More than `base`
+// whatever the table says: a kernel must come to an end.
+CLLM_DEVICE int64_t end_of_segment(const CodedView& m, int64_t segment, int64_t base, int64_t end) {
+  if (segment + 1 >= m.segments) return end;
+  const int64_t next = __ldg(m.segment(segment + 1) + kFirstTileRow);
+  return next <= base ? base + 1 : next < end ? next : end;
+}
+
 // Rows of the matrix in a tile row, from the table alone (a corrupt index must not move them).
 CLLM_DEVICE int rows_of(const CodedView& m, int64_t tile_row, int64_t& out_row) {
   const uint32_t* header = m.segment(segment_of(m, kFirstTileRow, tile_row));
@@ -157,30 +165,26 @@ CLLM_DEVICE void stage_words(const DeviceTile& tile, SharedAddress buffer) {
     copy_async16(buffer + i, tile.words + i);
 }
 
-// Runs `work` of each warp with its segment's table in shared memory. Nearly always all warps of a
-// block want the same table, and it is there already. All threads of the block must call it;
-// `segment` is -1 in warps without work. `wanted` is int[warps] in shared memory.
+// Runs work(tile, begin, end) on a tile, its words in the warp's buffer, or in global memory where
+// they are more than planned for. False, in all lanes, if the tile is corrupt or not of `segment`.
 template <class Work>
-CLLM_DEVICE void with_table(const CodedView& m, const BlockLayout& layout, uint32_t* table,
-                            int* wanted, int& loaded, int segment, Work&& work) {
-  const int warp = threadIdx.x >> 5;
-  if ((threadIdx.x & 31) == 0) wanted[warp] = segment;
-  __syncthreads();
-  for (int done = -1;;) {
-    int next = -1;
-    for (int w = 0; w < layout.warps; ++w)
-      if (wanted[w] > done && (next < 0 || wanted[w] < next)) next = wanted[w];
-    if (next < 0) break;
-    if (next != loaded) {
-      __syncthreads();  // nobody reads the old table any more
-      fill_table(m, next, layout, table);
-      loaded = next;
-      __syncthreads();
+CLLM_DEVICE bool with_tile(const CodedView& m, const BlockLayout& layout, SharedAddress buffer,
+                           int64_t tile_row, int64_t col_tile, int64_t segment, Work&& work) {
+  const DeviceTile tile = locate_tile(m, tile_row, col_tile, threadIdx.x & 31);
+  bool good = tile.valid && tile.segment == segment;
+  if (good) {
+    if (fits_buffer(tile, layout)) {
+      stage_words(tile, buffer);
+      wait_for_copies();
+      __syncwarp();
+      good = work(tile, SharedWords{buffer + 2 * tile.start}, SharedWords{buffer + 2 * tile.end});
+    } else {
+      good = work(tile, global_words(tile, tile.start), global_words(tile, tile.end));
     }
-    if (segment == next) work();
-    done = next;
   }
-  __syncthreads();
+  good = __all_sync(~0u, good);
+  __syncwarp();  // the next tile's words take this one's place
+  return good;
 }
 
 // Where corruption is reported: the smallest number of a corrupt tile, if somebody asks.

@@ -188,7 +188,7 @@ def test_every_way_to_cut_the_work():
     """Devices of many and few processors, with and without room for x and copies of the table."""
     w = weights(100, 700, BF16)
     coded = ops.encode(w, tile_cols=64, allow_stored=False)
-    seen = set()
+    seen, rounds = set(), set()
     for processors in (1, 40):
         for shared in (24 << 10, 48 << 10, 99 << 10, 227 << 10):
             for m in (1, 8, 64):
@@ -197,21 +197,25 @@ def test_every_way_to_cut_the_work():
                 assert found.shared_bytes <= shared
                 seen.add((found.path, found.tile_rows > 1, found.tile_columns > 1,
                           found.chunks > 1, found.copies, found.grid > 1))  # fmt: skip
+                if found.path == 0:
+                    rounds.add(-(-7 // found.grid) > found.tile_rows)
                 x = torch.randn(m, 700, dtype=torch.bfloat16)
                 out, status = emulated.linear(x, coded, device=device)
                 assert status == GOOD
                 assert_linear_close(out, x, w)
-    assert len(seen) >= 8
+    assert len(seen) >= 8 and rounds == {False, True}
 
 
 def test_more_chunks_than_a_grid_has_take_the_other_kernel():
     _, coded = coded_of("normal", 16, 64, BF16, tile_cols=16)
     view, _table = emulated.view_of(coded)
-    for chunks, path in ((65535, "mma"), (65536, "fma")):
-        view.col_tiles = 12 * chunks
-        view.cols = 16 * view.col_tiles
-        found = emulated.plan_of(view, 1, torch.bfloat16)
+    device = Device(90, 3, 64 << 10, 65 << 10)  # x of a few column tiles has room
+    for col_tiles, path in ((65535, "mma"), (1 << 20, "fma")):
+        view.col_tiles = col_tiles
+        view.cols = 16 * col_tiles
+        found = emulated.plan_of(view, 64, torch.bfloat16, device)
         assert emulated.PATHS[found.path] == path
+        assert found.chunks <= 65535
 
 
 def test_linear_with_words_in_global_memory():

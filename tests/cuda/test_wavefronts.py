@@ -30,12 +30,22 @@ def test_wavefronts_per_weight(case):
     assert measured <= BUDGET["shared-memory wavefronts per weight"][case], measured
 
 
-def test_plans_for_an_h200_are_the_budgeted_ones():
-    """Rows enough for every processor: as many copies as the budget counts on."""
-    w = weights(16 * 132, 256, FORMATS["bf16"])
-    for scale_bits, expected in ((11, 8), (10, 16)):
-        coded = ops.encode(w, scale_bits=scale_bits, tile_cols=64)
-        assert emulated.plan(coded, 1, torch.bfloat16, H200).copies == expected
+LLAMA = [(4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336), (8192, 8192), (28672, 8192)]
+
+
+@pytest.mark.parametrize("shape", LLAMA, ids=str)
+def test_plans_for_an_h200_are_the_budgeted_ones(shape):
+    """The default table in 16 copies, for any shape that matters, at batch 1."""
+    view, _table = view_of_size(*shape)
+    assert emulated.plan_of(view, 1, torch.bfloat16, H200).copies == 16
+
+
+def view_of_size(rows: int, cols: int):
+    """What the kernels would see of a large matrix; its planes are not there."""
+    view, table = emulated.view_of(ops.encode(weights(16, cols, FORMATS["bf16"])))
+    view.rows, view.tile_rows = rows, rows // 16
+    view.stream_bytes *= view.tile_rows
+    return view, table
 
 
 def test_an_access_takes_the_busiest_banks_words():
