@@ -90,7 +90,7 @@ CLLM_DEVICE int rows_of(const CodedView& m, int64_t tile_row, int64_t& out_row) 
   out_row = __ldg(header + kFirstRow) + local;
   const int64_t inside = m.rows - out_row;  // whatever the table says
   const int64_t rows = left < inside ? left : inside;
-  return int(rows < kTileRows ? rows : kTileRows);
+  return local < 0 ? 0 : int(rows < kTileRows ? rows : kTileRows);
 }
 
 CLLM_DEVICE GlobalWords global_words(const DeviceTile& tile, uint32_t at) {

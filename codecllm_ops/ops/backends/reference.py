@@ -5,12 +5,9 @@ The steps are those of codec/reference.py; a `[T, 32]` tensor has one value per 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
-from ...codec.coded import LAYOUT_BITS
 from ...codec.tables import TABLE_HEADER
 from ...format.errors import CorruptStreamError
 from ...format.head import ESCAPE, MAX_INDEX
@@ -27,31 +24,10 @@ from ...format.layout import (
     round_up,
 )
 from ...format.weight_formats import WeightFormat, by_id
+from .layout import Layout
 
 RANS_L = 1 << 16
 _MAX_TILES = 4096  # decoded at once: bounds the memory of the int64 intermediates
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The op argument `layout` (codec/coded.py: pack_layout) taken apart."""
-
-    fmt: WeightFormat
-    scale_bits: int
-    len_bits: int
-    predictor: int
-    stored: bool
-    scale_kind: int
-    tile_cols: int
-
-    @staticmethod
-    def unpack(v: int) -> Layout:
-        if v & ~LAYOUT_BITS or v >> 19 & 3 == 3:
-            raise CorruptStreamError(f"layout: {v:#x} has unknown bits")
-        return Layout(
-            by_id(v & 0xFF), v >> 8 & 0xF, v >> 12 & 0x1F, v >> 17 & 1, bool(v >> 18 & 1),
-            v >> 19 & 3, v >> 32 & 0xFFFF,
-        )  # fmt: skip
 
 
 class _Matrix:
