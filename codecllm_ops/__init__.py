@@ -12,6 +12,7 @@ from .ops import (
     quantize_int8,
     select_cpu_isa,
     set_check,
+    use_backend,
 )
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "quantize_int8",
     "select_cpu_isa",
     "set_check",
+    "use_backend",
 ]

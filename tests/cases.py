@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,9 +11,8 @@ import pytest
 import torch
 
 import codecllm_ops as ops
-from codecllm_ops.codec import CodedMatrix
 from codecllm_ops.format import FORMATS, WeightFormat
-from codecllm_ops.ops import functional, kernels, registry
+from codecllm_ops.ops import registry
 
 WORD_TYPES = {1: np.uint8, 2: np.uint16, 4: np.uint32}
 ALL_FORMATS = list(FORMATS.values())
@@ -136,28 +136,27 @@ def all_patterns(fmt: WeightFormat) -> np.ndarray:
 # ---- backends -----------------------------------------------------------------------------------
 
 ISAS = ops.backend_info().get("cpu_isas", [])
-BACKENDS = [*ISAS, "reference"]
+# In a process of its own, for it is slow: Triton's interpreter (tests/triton_kernels).
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+BACKENDS = ["triton"] if INTERPRETING else [*ISAS, "reference"]
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 @contextmanager
 def running(backend: str) -> Iterator[None]:
-    """The ops run on this backend: an instruction set of the CPU kernels, or pure torch."""
-    if backend != "reference":
-        ops.select_cpu_isa(backend)
+    """The ops run on this backend: an instruction set of the CPU kernels, pure torch, or
+    Triton's kernels in its interpreter."""
+    if backend in ("reference", "triton"):
+        before = ops.use_backend(backend)
+        if backend == "triton":
+            ops.set_check(True)
         try:
             yield
         finally:
-            ops.select_cpu_isa()
+            ops.use_backend(before)
         return
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_cpu", None)
-        # decode_linear is bound to the compiled kernels when they are loaded.
-        patch.setattr(functional, "decode_linear", _reference_linear)
-        patch.setattr(ops, "decode_linear", _reference_linear)
+    ops.select_cpu_isa(backend)
+    try:
         yield
-
-
-def _reference_linear(x, coded: CodedMatrix, bias=None):
-    args, shape = functional._args(coded), functional._shape(coded)
-    return kernels._decode_linear(x, *args, bias, *shape)
+    finally:
+        ops.select_cpu_isa()

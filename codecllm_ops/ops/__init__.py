@@ -2,7 +2,7 @@
 
 from . import kernels  # noqa: F401  (registers the ops)
 from .functional import decode, decode_linear, decode_rows, encode, quantize_int8
-from .registry import BackendUnavailableError, backend_info, select_cpu_isa, set_check
+from .registry import BackendUnavailableError, backend_info, select_cpu_isa, set_check, use_backend
 
 __all__ = [
     "BackendUnavailableError",
@@ -14,4 +14,5 @@ __all__ = [
     "quantize_int8",
     "select_cpu_isa",
     "set_check",
+    "use_backend",
 ]

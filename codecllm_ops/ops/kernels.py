@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
-from torch.library import get_ctx, register_fake, register_vmap
+from torch.library import Library, get_ctx, register_fake, register_vmap
 from torch.utils.flop_counter import register_flop_formula
 
 from ..codec import encoder
 from ..codec.coded import SCALE_KIND_SHIFT, STORED_BIT
 from ..format.head import NO_SCALE, ROW_SCALE
 from ..format.weight_formats import by_id
-from .registry import backend_for
+from .registry import backend_for, backend_for_encoding, on_change, overridden
 from .schema import LIBRARY
 
 _SCALED_AT_ONCE = 1 << 24  # weights
@@ -80,8 +81,8 @@ def _decode_rows(ids, stream, raw, index, table, scale, rows, cols, layout, dtyp
     return _finish(words, scale, flat.numel(), cols, layout, dtype).view(*ids.shape, cols)
 
 
-def _decode_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout):
-    """decode, then F.linear: what runs where no fused kernel does."""
+def _check_linear(x, stream, table, scale, bias, rows, cols, layout):
+    """What csrc/torch/linear_args.h checks as well."""
     _same_device("decode_linear", stream, x=x, table=table, scale=scale, bias=bias)
     if x.dtype not in ACTIVATIONS:
         raise RuntimeError(f"codecllm::decode_linear: x is {x.dtype}, not one of {ACTIVATIONS}")
@@ -95,8 +96,24 @@ def _decode_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout
             f"not {x.dtype} [{rows}]"
         )
     _check_scale("decode_linear", scale, rows, layout)
+
+
+def _decode_then_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout):
+    """decode, then F.linear: what runs where no fused kernel does."""
+    _check_linear(x, stream, table, scale, bias, rows, cols, layout)
     weight = _decode(stream, raw, index, table, scale, rows, cols, layout, x.dtype)
     return torch.nn.functional.linear(x, weight, bias)
+
+
+def _decode_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout):
+    """The fused kernel of a backend in Python, or decode and F.linear."""
+    fused = getattr(backend_for(stream.device), "decode_linear", None)
+    if fused is not None:
+        _check_linear(x, stream, table, scale, bias, rows, cols, layout)
+        y = fused(x, stream, raw, index, table, scale, bias, rows, cols, layout)
+        if y is not None:
+            return y
+    return _decode_then_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout)
 
 
 def _encode(weight, scale=None, *, tile_cols=None, scale_bits=11, predictor="none",
@@ -104,7 +121,7 @@ def _encode(weight, scale=None, *, tile_cols=None, scale_bits=11, predictor="non
     coded = encoder.encode(
         weight,
         scale,
-        backend_for(torch.device("cpu")),
+        backend_for_encoding(),
         tile_cols=tile_cols,
         scale_bits=scale_bits,
         predictor=predictor,
@@ -116,9 +133,28 @@ def _encode(weight, scale=None, *, tile_cols=None, scale_bits=11, predictor="non
 LIBRARY.impl("encode", _encode, "CompositeExplicitAutograd")
 LIBRARY.impl("decode", _decode, "CompositeExplicitAutograd")
 LIBRARY.impl("decode_rows", _decode_rows, "CompositeExplicitAutograd")
-LIBRARY.impl("_decode_then_linear", _decode_linear, "CompositeExplicitAutograd")
-# On the CPU the compiled library's own kernel comes before this one.
+LIBRARY.impl("_decode_then_linear", _decode_then_linear, "CompositeExplicitAutograd")
+# The compiled libraries' own kernels come before this one.
 LIBRARY.impl("decode_linear", _decode_linear, "CompositeExplicitAutograd")
+
+_override: Library | None = None
+
+
+def _rebind() -> None:
+    """Puts this file's decode_linear before compiled kernels that are loaded but not wanted."""
+    global _override
+    if _override is not None:
+        _override._destroy()
+        _override = None
+    if keys := overridden():
+        _override = Library("codecllm", "IMPL")
+        with warnings.catch_warnings():  # that a kernel is overridden: it is meant
+            warnings.simplefilter("ignore")
+            for key in keys:
+                _override.impl("decode_linear", _decode_linear, key)
+
+
+on_change(_rebind)
 
 
 @register_fake("codecllm::encode", lib=LIBRARY)

@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <optional>
 #include <tuple>
@@ -112,13 +111,6 @@ Tensor decode_words(const Tensor& stream, const Tensor& raw, const Tensor& index
   return out;
 }
 
-Tensor index_select(const Tensor& t, const Tensor& ids) {
-  std::array<StableIValue, 3> stack{from(t), from(int64_t(0)), from(ids)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::index_select", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& raw,
                          const Tensor& index, const Tensor& table, int64_t rows, int64_t cols,
                          int64_t layout_bits) {
@@ -128,7 +120,7 @@ Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& 
   const DeviceMatrix m(stream, raw, index, table, rows, cols, layout, op);
   check_tensor(ids, ScalarType::Long, 1, op, "ids", stream);
   const int64_t row_bytes = cols * word_bytes(layout.format, op);
-  if (layout.stored) return index_select(torch::stable::view(m.stream, {rows, row_bytes}), ids);
+  CLLM_CHECK(!layout.stored, "codecllm::decode_rows: stored rows are for backends/stored.py");
   Tensor out = torch::stable::new_empty(stream, {ids.numel(), row_bytes}, ScalarType::Byte);
   if (!out.numel()) return out;
   CLLM_CHECK(rows > 0, "codecllm::decode_rows: an index is out of range for 0 rows");

@@ -25,6 +25,7 @@ from ...format.layout import (
 )
 from ...format.weight_formats import WeightFormat, by_id
 from .layout import Layout
+from .stored import stored_words
 
 RANS_L = 1 << 16
 _MAX_TILES = 4096  # decoded at once: bounds the memory of the int64 intermediates
@@ -64,7 +65,7 @@ def decode_words(stream, raw, index, table, rows: int, cols: int, layout_bits: i
     """Decodes to uint8 [rows, cols * word bytes]."""
     layout = Layout.unpack(layout_bits)
     if layout.stored:
-        return _stored_rows(stream, rows, cols * layout.fmt.word_bytes).clone()
+        return stored_words(stream, rows, cols * layout.fmt.word_bytes).clone()
     m = _Matrix(stream, raw, index, table, rows, cols, layout)
     if not rows or not cols:
         return stream.new_empty((rows, cols * layout.fmt.word_bytes))
@@ -82,7 +83,7 @@ def decode_rows_words(ids, stream, raw, index, table, rows: int, cols: int, layo
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= rows):
         raise IndexError(f"codecllm::decode_rows: index out of range for {rows} rows")
     if layout.stored:
-        return _stored_rows(stream, rows, cols * layout.fmt.word_bytes)[ids]
+        return stored_words(stream, rows, cols * layout.fmt.word_bytes)[ids]
     m = _Matrix(stream, raw, index, table, rows, cols, layout)
     if not ids.numel() or not cols:
         return stream.new_empty((ids.numel(), cols * layout.fmt.word_bytes))
@@ -93,14 +94,6 @@ def decode_rows_words(ids, stream, raw, index, table, rows: int, cols: int, layo
     wanted, inverse = torch.unique(tile_row, return_inverse=True)
     tiles = _decode_tile_rows(m, wanted)
     return _to_bytes(tiles[inverse, local % TILE_ROWS], layout.fmt)
-
-
-def _stored_rows(stream: torch.Tensor, rows: int, row_bytes: int) -> torch.Tensor:
-    if stream.numel() != rows * row_bytes:
-        raise CorruptStreamError(
-            f"stream: {stream.numel()} bytes, not {rows} stored rows of {row_bytes}"
-        )
-    return stream.view(rows, row_bytes)
 
 
 def _to_bytes(words: torch.Tensor, fmt: WeightFormat) -> torch.Tensor:

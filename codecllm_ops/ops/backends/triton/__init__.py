@@ -7,7 +7,7 @@ import torch
 
 from ....format.errors import CorruptStreamError
 from ..layout import Layout
-from ..reference import _stored_rows
+from ..stored import stored_rows, stored_words
 from . import launch
 
 MAX_FUSED_ROWS = 64  # rows of x; above, decoding once and a GEMM
@@ -26,8 +26,8 @@ def decode_words(stream, raw, index, table, rows: int, cols: int, layout_bits: i
     """Decodes to uint8 [rows, cols * word bytes]."""
     layout = Layout.unpack(layout_bits)
     if layout.stored:
-        return _stored_rows(stream, rows, cols * layout.fmt.word_bytes).clone()
-    m = launch.Matrix.of("decode", stream, raw, index, table, rows, cols, layout)
+        return stored_words(stream, rows, cols * layout.fmt.word_bytes).clone()
+    m = _matrix("decode", stream, raw, index, table, rows, cols, layout)
     if not rows or not cols:
         return stream.new_empty((rows, cols * layout.fmt.word_bytes))
     status = _status(stream)
@@ -41,8 +41,8 @@ def decode_rows_words(ids, stream, raw, index, table, rows: int, cols: int, layo
     become NaN."""
     layout = Layout.unpack(layout_bits)
     if layout.stored:
-        return _stored_rows(stream, rows, cols * layout.fmt.word_bytes)[ids]
-    m = launch.Matrix.of("decode_rows", stream, raw, index, table, rows, cols, layout)
+        return stored_rows(ids, stream, rows, cols * layout.fmt.word_bytes, _checking)
+    m = _matrix("decode_rows", stream, raw, index, table, rows, cols, layout)
     if not ids.numel() or not cols:
         return stream.new_empty((ids.numel(), cols * layout.fmt.word_bytes))
     if not rows:
@@ -61,13 +61,20 @@ def decode_linear(
     m = x.numel() // cols if cols else 0
     if layout.stored or not cols or m > MAX_FUSED_ROWS:
         return None
-    matrix = launch.Matrix.of("decode_linear", stream, raw, index, table, rows, cols, layout)
+    matrix = _matrix("decode_linear", stream, raw, index, table, rows, cols, layout)
     if not m or not rows:
         return x.new_empty((*x.shape[:-1], rows))
     status = _status(stream)
     y = launch.linear(x.reshape(m, cols), matrix, scale, bias, status)
     _check("decode_linear", status)
     return y.view(*x.shape[:-1], rows)
+
+
+def _matrix(op: str, stream, raw, index, table, rows: int, cols: int, layout: Layout):
+    m = launch.Matrix.of(op, stream, raw, index, table, rows, cols, layout)
+    if _checking and cols and int(table[:, 3].sum()) != rows:
+        raise CorruptStreamError(f"codecllm::{op}: corrupt table: not of {rows} rows")
+    return m
 
 
 def _status(like: torch.Tensor) -> torch.Tensor | None:

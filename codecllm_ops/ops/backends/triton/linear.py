@@ -113,8 +113,9 @@ def reduce(partial, scale, bias, out, m, rows, splits, PER_ROW: tl.constexpr,
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < m * rows.to(tl.int64)
     total = tl.zeros((BLOCK,), tl.float32)
-    for split in range(splits):
-        total += tl.load(partial + split.to(tl.int64) * m * rows + i, mask=inside, other=0)
+    for _ in range(splits):
+        total += tl.load(partial + i, mask=inside, other=0)
+        partial += m * rows.to(tl.int64)
     y = _finish(total, scale, bias, tl.where(inside, i % rows, 0), PER_ROW)
     tl.store(out + i, y.to(out.dtype.element_ty), mask=inside)
 
