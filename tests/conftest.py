@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from cases import INTERPRETING
 from model_cases import folder, ids, make_checkpoint, tied  # noqa: F401  (fixtures)
 
 settings.register_profile("codecllm", deadline=None, derandomize=True, max_examples=50)
@@ -12,6 +13,11 @@ settings.load_profile("codecllm")
 # The matrices are small: threads that wait for each other would take ten times as long.
 # tests/ops/test_threads.py is about more of them.
 torch.set_num_threads(1)
+
+if INTERPRETING:
+    from triton_kernels import interpreter
+
+    interpreter.round_to_bfloat16()
 
 
 def why_no_gpu_tests() -> str | None:

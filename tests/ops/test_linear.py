@@ -49,9 +49,13 @@ def activations(*shape, dtype, seed=1) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
+def rows_of(x) -> int:
+    return x.numel() // max(1, x.shape[-1])
+
+
 def check(x, matrix, w, bias=None, *, backend, path, scale=None):
     """One product on one backend, against float64."""
-    rounded = backend == "reference" or path == "gemm"
+    rounded = backend == "reference" or path == "gemm" or (backend == "triton" and rows_of(x) > 64)
     with running(backend):
         y = ops.decode_linear(x, matrix, bias)
     assert_linear_close(y, x, w, scale, bias, rounded_weight=rounded)

@@ -33,7 +33,7 @@ _POINTERS = {
 _DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
-def _compile(kernel, target: GPUTarget, pointers: dict, constants: dict, warps: int = 1):
+def _compile(kernel, target: GPUTarget, pointers: dict, constants: dict, **options):
     signature, constexprs = {}, {}
     for name in kernel.arg_names:
         if name in constants:
@@ -46,7 +46,7 @@ def _compile(kernel, target: GPUTarget, pointers: dict, constants: dict, warps: 
         if signature[name].startswith("*")
     }
     source = ASTSource(kernel, signature, constexprs=constexprs, attrs=aligned)
-    return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": 1})
+    return triton.compile(source, target=target, options=options)
 
 
 def linear_kernel(target, fmt: WeightFormat, dtype: torch.dtype, m: int, tiles: int,
@@ -64,6 +64,7 @@ def linear_kernel(target, fmt: WeightFormat, dtype: torch.dtype, m: int, tiles: 
         | {"SCALE_BITS": 11, "LEFT": left, "OPERAND": product, "N": n, "T": tiles,
            "PARTIAL": partial, "PER_ROW": False, "CHECK": False, "INTERPRETED": False,
            "scale": None, "status": None},
+        **launch.options(None if hip else launch.linear_registers(tiles, n, product)),
     )  # fmt: skip
 
 
@@ -76,6 +77,7 @@ def decode_kernel(target, fmt: WeightFormat, tiles: int, rows: bool = False, lef
         launch.format_constants(fmt)
         | {"SCALE_BITS": 11, "LEFT": left, "WORD_BITS": fmt.word_bits, "EVEN": even, "T": tiles,
            "CHECK": False, "status": None},
+        **launch.options(None if target.backend == "hip" else launch.decode_registers(tiles)),
     )  # fmt: skip
 
 
@@ -86,7 +88,7 @@ def reduce_kernel(target, dtype: torch.dtype):
         target,
         {"bias": f"*{name}", "out": f"*{name}"},
         {"PER_ROW": True, "BLOCK": 256},
-        warps=4,
+        num_warps=4,
     )
 
 

@@ -165,7 +165,7 @@ def decode_matrix(m: Matrix, status: torch.Tensor | None) -> torch.Tensor:
         decode_kernels.decode_matrix[grid](
             **m.tensors(), out=out, status=status, **m.numbers(), **m.constants(),
             WORD_BITS=m.layout.fmt.word_bits, EVEN=m.cols % 2 == 0, T=tiles,
-            CHECK=status is not None, num_warps=1, num_stages=1,
+            CHECK=status is not None, **options(decode_registers(tiles)),
         )  # fmt: skip
 
     with _on(m.stream.device):
@@ -183,7 +183,7 @@ def decode_rows(ids: torch.Tensor, m: Matrix, status: torch.Tensor | None) -> to
         decode_kernels.decode_rows[grid](
             ids=ids, count=ids.numel(), **m.tensors(), out=out, status=status, **m.numbers(),
             **m.constants(), WORD_BITS=m.layout.fmt.word_bits, EVEN=m.cols % 2 == 0, T=tiles,
-            CHECK=status is not None, num_warps=1, num_stages=1,
+            CHECK=status is not None, **options(decode_registers(tiles)),
         )  # fmt: skip
     return out
 
@@ -221,7 +221,8 @@ def linear(x: torch.Tensor, m: Matrix, scale, bias, status) -> torch.Tensor:
             x, **m.tensors(), scale=scale, bias=bias, out=to, status=status, m=out.shape[0],
             x_stride=x.stride(0), splits=splits, **m.numbers(), **m.constants(), OPERAND=product,
             N=n, T=tiles, PARTIAL=splits > 1, PER_ROW=m.layout.scale_kind == ROW_SCALE,
-            CHECK=status is not None, INTERPRETED=INTERPRETED, num_warps=1, num_stages=1,
+            CHECK=status is not None, INTERPRETED=INTERPRETED,
+            **options(linear_registers(tiles, n, product)),
         )  # fmt: skip
         if splits > 1:
             linear_kernels.reduce[(ceil_div(out.numel(), 256),)](
@@ -231,7 +232,7 @@ def linear(x: torch.Tensor, m: Matrix, scale, bias, status) -> torch.Tensor:
 
     with _on(m.stream.device):
         key = ("linear", m.layout, m.rows, m.cols, str(x.dtype), n)
-        choices = linear_choices(m.tile_rows, m.col_tiles, n, _processors())
+        choices = linear_choices(m.tile_rows, m.col_tiles, n, _processors(), product != tl.float32)
         run(tune.choose(key, choices, run))
     return out
 
@@ -258,17 +259,49 @@ def _whole_groups(x: torch.Tensor) -> torch.Tensor:
 _WARPS = 16
 
 
+def options(registers: int | None = None) -> dict:
+    """How all kernels are compiled: one warp, so that a vote needs no barrier; nothing pipelined,
+    which would send the loads of the slot table through shared memory."""
+    found = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": False}
+    return found if registers is None else found | {"maxnreg": registers}
+
+
+def decode_registers(tiles: int) -> int | None:
+    """Of a thread, on NVIDIA GPUs: left to itself, ptxas stays below a step of its own choice, and
+    spills what does not fit."""
+    if torch.version.hip:
+        return None
+    return 128 if tiles <= 2 else 168
+
+
+def linear_registers(tiles: int, n: int, product) -> int | None:
+    """The same for decode_linear."""
+    if torch.version.hip:
+        return None
+    if product == tl.float32:
+        return 128 if tiles == 1 and n < 64 else 255
+    if tiles == 1:
+        return 96 if n < 64 else 128
+    return 128 if tiles == 2 and n < 64 else 255
+
+
 def decode_choices(tiles: int, processors: int) -> list[int]:
     """Tiles of a program, the likely best first."""
     likely = 2 if tiles >= 2 * _WARPS * processors else 1
     return [likely, *(t for t in (1, 2, 4) if t != likely and tiles >= t * 4 * processors)]
 
 
-def linear_choices(tile_rows: int, col_tiles: int, n: int, processors: int) -> list:
-    """Tile rows of a program and parts of the columns, the likely best first."""
+def linear_choices(
+    tile_rows: int, col_tiles: int, n: int, processors: int, cores: bool
+) -> list[tuple[int, int]]:
+    """Tile rows of a program and parts of the columns, the likely best first.
+
+    Args:
+        cores: products run on tensor cores.
+    """
     found = []
     for tiles in (2, 1, 4):
-        if tiles * n > 128:  # sums alone would take half of the registers
+        if tiles * n > 64 and not (cores and tiles == 2):  # registers of the sums
             continue
         blocks = ceil_div(tile_rows, tiles)
         splits = min(col_tiles, ceil_div(_WARPS * processors, blocks))
