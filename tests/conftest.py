@@ -26,7 +26,7 @@ def why_no_gpu_tests() -> str | None:
     if not torch.cuda.is_available():
         return "no GPU here"
     info = codecllm_ops.backend_info()
-    return None if info["cuda"] == "cuda" else f"no CUDA kernels: {info['missing']['cuda']}"
+    return None if info["cuda"] != "reference" else f"no kernels: {info['missing']}"
 
 
 def pytest_collection_modifyitems(items):

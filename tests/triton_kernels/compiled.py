@@ -27,7 +27,7 @@ HIP = {
 }
 
 _POINTERS = {
-    "stream": "*u8", "raw": "*i32", "index": "*i32", "table": "*i32", "status": "*i64",
+    "coded": "*u8", "raw": "*i32", "index": "*i32", "table": "*i32", "status": "*i64",
     "ids": "*i64", "scale": "*fp32", "partial": "*fp32",
 }  # fmt: skip
 _DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -63,7 +63,7 @@ def linear_kernel(target, fmt: WeightFormat, dtype: torch.dtype, m: int, tiles: 
         launch.format_constants(fmt)
         | {"SCALE_BITS": 11, "LEFT": left, "OPERAND": product, "N": n, "T": tiles,
            "PARTIAL": partial, "PER_ROW": False, "CHECK": False, "INTERPRETED": False,
-           "scale": None, "status": None},
+           "TOGETHER": launch.TOGETHER, "scale": None, "status": None},
         **launch.options(None if hip else launch.linear_registers(tiles, n, product)),
     )  # fmt: skip
 

@@ -1,5 +1,5 @@
-"""The Triton kernels in Triton's interpreter, on CPU tensors: every cut of the work, damage, accesses.
-The tests of tests/ops run on this backend too:
+"""The Triton kernels in Triton's interpreter, on CPU tensors: every cut of the work, damage,
+accesses. The tests of tests/ops run on this backend too:
 
     TRITON_INTERPRET=1 pytest -k triton
 """
@@ -88,10 +88,12 @@ def test_decode_rows_across_tiles_and_segments(fmt):
 # ---- decode_linear ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("choice", [(1, 1), (2, 1), (2, 3), (1, 3), (4, 2)], ids=str)
 @pytest.mark.parametrize("name", ["bf16", "fp32"])
-def test_linear_with_every_choice(name, choice, cut):
+def test_linear_with_every_choice(name, choice, together, cut, monkeypatch):
     cut(choice)
+    monkeypatch.setattr(launch, "TOGETHER", together)
     w, coded = coded_of("normal", 85, 90, FORMATS[name])
     for m, dtype in ((3, torch.bfloat16), (16, torch.float32)):
         x, bias = torch.randn(m, 90).to(dtype), torch.randn(85).to(dtype)
@@ -223,7 +225,7 @@ def test_choices_are_the_heuristic_where_nothing_may_be_measured(monkeypatch):
     def run(candidate):
         raise AssertionError("measured")
 
-    assert tune.choose(("key",), [3, 1, 2], run) == 3
+    assert tune.choose(("key",), lambda: [3, 1, 2], run) == 3
 
 
 def test_there_are_choices_for_every_shape():

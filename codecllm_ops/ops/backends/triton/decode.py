@@ -43,7 +43,7 @@ def _store(to, high, low, words, FLIP: tl.constexpr, WORD_BITS: tl.constexpr, EV
 
 
 @triton.jit(do_not_specialize=_NUMBERS[1:])
-def decode_matrix(stream, raw, index, table, out, status,
+def decode_matrix(coded, raw, index, table, out, status,
                   rows, cols, segments, segment_steps, total_words, record_ints, tile_cols,
                   tile_rows, col_tiles, raw_row, raw_tile,
                   BITS: tl.constexpr, SHIFT: tl.constexpr, FLIP: tl.constexpr,
@@ -64,7 +64,7 @@ def decode_matrix(stream, raw, index, table, out, status,
     header, base, slots = segment_table(table, segment, SCALE_BITS, SHIFT)
     number = tile_row * col_tiles + col_tile
     words, last, state, ahead, at, end, inside = locate(
-        stream, index, number, segment, lane, total_words, record_ints, True
+        coded, index, number, segment, lane, total_words, record_ints, True
     )
     tile_raw = raw + (tile_row * raw_row + col_tile.to(tl.int64) * raw_tile)
     columns = tl.minimum(cols - col_tile * tile_cols, tile_cols)
@@ -116,7 +116,7 @@ def decode_matrix(stream, raw, index, table, out, status,
 
 
 @triton.jit(do_not_specialize=_NUMBERS)
-def decode_rows(ids, count, stream, raw, index, table, out, status,
+def decode_rows(ids, count, coded, raw, index, table, out, status,
                 rows, cols, segments, segment_steps, total_words, record_ints, tile_cols,
                 tile_rows, col_tiles, raw_row, raw_tile,
                 BITS: tl.constexpr, SHIFT: tl.constexpr, FLIP: tl.constexpr,
@@ -141,7 +141,7 @@ def decode_rows(ids, count, stream, raw, index, table, out, status,
     lane = in_tile % 8 * 4 + t
     number = tile_row * col_tiles + col_tile
     words, last, state, ahead, at, end, inside = locate(
-        stream, index, number, segment, lane, total_words, record_ints, False
+        coded, index, number, segment, lane, total_words, record_ints, False
     )
     tile_raw = raw + (tile_row * raw_row + col_tile.to(tl.int64) * raw_tile)
     columns = tl.minimum(cols - col_tile * tile_cols, tile_cols)

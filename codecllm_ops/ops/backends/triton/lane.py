@@ -51,7 +51,7 @@ def rows_of(table, stride, tile_row, rows, segments, steps):
 
 
 @triton.jit
-def locate(stream, index, number, segment, lane, total_words, record_ints,
+def locate(coded, index, number, segment, lane, total_words, record_ints,
            IN_ORDER: tl.constexpr):  # fmt: skip
     """Where each lane begins, from the tile index.
 
@@ -83,7 +83,7 @@ def locate(stream, index, number, segment, lane, total_words, record_ints,
     inside = (first + end + 8 <= total_words) & ((second >> 16).to(tl.int64) == segment)
     first = tl.where(inside, first, 0)
     at = tl.where(inside, end - length, 0)
-    words = stream.to(tl.pointer_type(tl.uint16)) + first
+    words = coded.to(tl.pointer_type(tl.uint16)) + first
     low = tl.load(words + at).to(tl.uint32)
     high = tl.load(words + (at + 1)).to(tl.uint32)
     ahead = tl.load(words + (at + 2))

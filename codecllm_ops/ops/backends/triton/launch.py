@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +33,7 @@ from . import tune
 NO_TILE = 1 << 62  # status: no tile was corrupt
 BAD_ID = NO_TILE - 1
 INTERPRETED = triton.knobs.runtime.interpret
+TOGETHER = tuple(int(n) for n in triton.__version__.split(".")[:2]) < (3, 8)  # values.py: fragment
 
 
 def format_constants(fmt: WeightFormat) -> dict:
@@ -114,8 +116,9 @@ class Matrix:
         return (self.col_tiles - 1) * self.raw_tile_bytes + raw_tile_bytes(self.layout.fmt, last)
 
     def tensors(self) -> dict:
+        """Arguments of kernels. (`stream` is a name that Triton keeps for itself.)"""
         containers = self.raw.view(torch.int32)
-        return {"stream": self.stream, "raw": containers, "index": self.index, "table": self.table}
+        return {"coded": self.stream, "raw": containers, "index": self.index, "table": self.table}
 
     def numbers(self) -> dict:
         """Arguments that kernels do not specialise on."""
@@ -169,8 +172,8 @@ def decode_matrix(m: Matrix, status: torch.Tensor | None) -> torch.Tensor:
         )  # fmt: skip
 
     with _on(m.stream.device):
-        key = ("decode", m.layout, m.rows, m.cols)
-        run(tune.choose(key, decode_choices(m.tile_rows * m.col_tiles, _processors()), run))
+        key, tiles = ("decode", m.layout, m.rows, m.cols), m.tile_rows * m.col_tiles
+        run(tune.choose(key, lambda: decode_choices(tiles, _processors()), run))
     return out
 
 
@@ -207,7 +210,7 @@ def operand(fmt: WeightFormat, dtype: torch.dtype, arch: tuple[int, int] | None)
 def linear(x: torch.Tensor, m: Matrix, scale, bias, status) -> torch.Tensor:
     """x [1 to 64, cols] times the matrix: [.., rows] of x's dtype."""
     out = x.new_empty((x.shape[0], m.rows))
-    product = operand(m.layout.fmt, x.dtype, _arch())
+    product = operand(m.layout.fmt, x.dtype, _arch_of(x.device))
     n = columns_of_x(x.shape[0], product)
     x = _whole_groups(x)
 
@@ -221,7 +224,7 @@ def linear(x: torch.Tensor, m: Matrix, scale, bias, status) -> torch.Tensor:
             x, **m.tensors(), scale=scale, bias=bias, out=to, status=status, m=out.shape[0],
             x_stride=x.stride(0), splits=splits, **m.numbers(), **m.constants(), OPERAND=product,
             N=n, T=tiles, PARTIAL=splits > 1, PER_ROW=m.layout.scale_kind == ROW_SCALE,
-            CHECK=status is not None, INTERPRETED=INTERPRETED,
+            CHECK=status is not None, TOGETHER=TOGETHER, INTERPRETED=INTERPRETED,
             **options(linear_registers(tiles, n, product)),
         )  # fmt: skip
         if splits > 1:
@@ -231,9 +234,9 @@ def linear(x: torch.Tensor, m: Matrix, scale, bias, status) -> torch.Tensor:
             )  # fmt: skip
 
     with _on(m.stream.device):
-        key = ("linear", m.layout, m.rows, m.cols, str(x.dtype), n)
-        choices = linear_choices(m.tile_rows, m.col_tiles, n, _processors(), product != tl.float32)
-        run(tune.choose(key, choices, run))
+        key = ("linear", m.layout, m.rows, m.cols, x.dtype, n)
+        shape, cores = (m.tile_rows, m.col_tiles, n), product != tl.float32
+        run(tune.choose(key, lambda: linear_choices(*shape, _processors(), cores), run))
     return out
 
 
@@ -271,7 +274,7 @@ def decode_registers(tiles: int) -> int | None:
     spills what does not fit."""
     if torch.version.hip:
         return None
-    return 128 if tiles <= 2 else 168
+    return 128 if tiles <= 2 else 255
 
 
 def linear_registers(tiles: int, n: int, product) -> int | None:
@@ -281,7 +284,7 @@ def linear_registers(tiles: int, n: int, product) -> int | None:
     if product == tl.float32:
         return 128 if tiles == 1 and n < 64 else 255
     if tiles == 1:
-        return 96 if n < 64 else 128
+        return 96 if n < 64 else 168
     return 128 if tiles == 2 and n < 64 else 255
 
 
@@ -319,10 +322,12 @@ def _processors() -> int:
     return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
 
 
-def _arch() -> tuple[int, int] | None:
+@functools.cache
+def _arch_of(device: torch.device) -> tuple[int, int] | None:
+    """Compute capability; None for AMD."""
     if INTERPRETED:
         return (9, 0)
-    return None if torch.version.hip else torch.cuda.get_device_capability()
+    return None if torch.version.hip else torch.cuda.get_device_capability(device)
 
 
 def _on(device: torch.device):

@@ -17,14 +17,14 @@ _NUMBERS = (
 
 
 @triton.jit(do_not_specialize=_NUMBERS)
-def linear(x, stream, raw, index, table, scale, bias, out, status,
+def linear(x, coded, raw, index, table, scale, bias, out, status,
            m, rows, cols, x_stride, segments, segment_steps, total_words, record_ints, tile_cols,
            tile_rows, col_tiles, raw_row, raw_tile, splits,
            BITS: tl.constexpr, SHIFT: tl.constexpr, FLIP: tl.constexpr, PLANES: tl.constexpr,
            LOW: tl.constexpr, SCALE_BITS: tl.constexpr, LEFT: tl.constexpr, OPERAND: tl.constexpr,
            N: tl.constexpr, T: tl.constexpr, PARTIAL: tl.constexpr, PER_ROW: tl.constexpr,
            CHECK: tl.constexpr,
-           INTERPRETED: tl.constexpr):  # fmt: skip
+           TOGETHER: tl.constexpr, INTERPRETED: tl.constexpr):  # fmt: skip
     """A program takes T tile rows and one of `splits` parts of their column tiles.
 
     Args:
@@ -45,15 +45,18 @@ def linear(x, stream, raw, index, table, scale, bias, out, status,
     acc = tl.zeros((16 * T, N), tl.float32)
     pairs = tl.arange(0, 4 * N)
     x_pairs = x + tl.minimum(pairs // 4, m - 1).to(tl.int64) * x_stride + pairs % 4 * 2
+    k = tl.arange(0, 16)
+    if TOGETHER:
+        k = k // 4 * 2 + k % 2 + k % 4 // 2 * 8
     column = tl.minimum(tl.arange(0, N), m - 1).to(tl.int64)
-    x_block = x + column[None, :] * x_stride + tl.arange(0, 16)[:, None]
+    x_block = x + column[None, :] * x_stride + k[:, None]
 
     first_tile = (col_tiles.to(tl.int64) * split // splits).to(tl.int32)
     last_tile = (col_tiles.to(tl.int64) * (split + 1) // splits).to(tl.int32)
     for col_tile in range(first_tile, last_tile):
         number = tile_row * col_tiles + col_tile
         words, last, state, ahead, at, end, inside = locate(
-            stream, index, number, segment, lane, total_words, record_ints, True
+            coded, index, number, segment, lane, total_words, record_ints, True
         )
         tile_raw = raw + (tile_row * raw_row + (tile_row * 0 + col_tile) * raw_tile)
         groups = (tl.minimum(cols - col_tile * tile_cols, tile_cols) + 15) // 16
@@ -66,16 +69,16 @@ def linear(x, stream, raw, index, table, scale, bias, out, status,
                 state, ahead, at, upper, lower, words, last, slots, base, tile_raw, lane,
                 group, groups, BITS, SHIFT, PLANES, LOW, SCALE_BITS, LEFT,
             )  # fmt: skip
-            half = fragment(u0, u1, u2, u3)
+            half = fragment(u0, u1, u2, u3, TOGETHER)
             col = col_tile * tile_cols + 16 * group
             if OPERAND == tl.float32:
-                w = to_float(half, fragment(l0, l1, l2, l3), BITS, SHIFT, FLIP, LOW)
+                w = to_float(half, fragment(l0, l1, l2, l3, TOGETHER), BITS, SHIFT, FLIP, LOW)
                 acc = tl.dot(w, tl.load(x_block + col).to(tl.float32), acc, input_precision="ieee")
             else:
                 x0 = tl.load((x_pairs + col).to(tl.pointer_type(tl.uint32)))
                 x1 = tl.load((x_pairs + (col + 8)).to(tl.pointer_type(tl.uint32)))
                 w = to_operand(half, OPERAND, BITS, SHIFT, FLIP)
-                values = x_fragment(x0, x1).to(OPERAND, bitcast=True)
+                values = x_fragment(x0, x1, TOGETHER).to(OPERAND, bitcast=True)
                 if INTERPRETED:  # it has no arithmetic on bfloat16
                     acc = tl.dot(w.to(tl.float32), values.to(tl.float32), acc)
                 else:

@@ -13,33 +13,51 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
 
-_chosen: dict[str, int] = {}
+_chosen: dict[tuple, Any] = {}
 
 
-def choose(key: tuple, candidates: Sequence, run: Callable) -> object:
-    """The fastest of `candidates`, measured with run(candidate); the first one if that may not be.
+def choose(key: tuple, candidates: Callable[[], Sequence], run: Callable) -> Any:
+    """The fastest candidate, measured with run(candidate); the first one where that may not be.
 
     Args:
-        key: what the choice depends on besides the device; its repr is the key on disk.
+        key: hashable, what the choice depends on besides the device; its repr is the key on disk.
+        candidates: gives them, the likely best first.
     """
-    if len(candidates) == 1 or triton.knobs.runtime.interpret:
-        return candidates[0]
-    name = repr((_device(torch.cuda.current_device()), *key, tuple(candidates)))
-    known = _chosen.get(name, _on_disk().get(name))
-    if known is None:
-        if os.environ.get("CODECLLM_AUTOTUNE") == "0" or torch.cuda.is_current_stream_capturing():
-            return candidates[0]
-        times = [
-            triton.testing.do_bench(lambda c=c: run(c), warmup=5, rep=20, return_mode="median")
-            for c in candidates
-        ]
-        known = times.index(min(times))
-        _remember(name, known)
-    return candidates[known]
+    if triton.knobs.runtime.interpret:
+        return candidates()[0]
+    key = (torch.cuda.current_device(), *key)
+    if key not in _chosen:
+        found = candidates()
+        if len(found) > 1 and _may_not_measure():
+            return found[0]
+        _chosen[key] = found[_fastest(key, found, run)]
+    return _chosen[key]
+
+
+def _may_not_measure() -> bool:
+    off = os.environ.get("CODECLLM_AUTOTUNE") == "0"
+    return off or torch.cuda.is_current_stream_capturing()
+
+
+def _fastest(key: tuple, candidates: Sequence, run: Callable) -> int:
+    if len(candidates) == 1:
+        return 0
+    name = f"{_device(key[0])}: {key[1:]} {list(candidates)}"
+    known = _on_disk().get(name)
+    if isinstance(known, int) and 0 <= known < len(candidates):
+        return known
+    times = [
+        triton.testing.do_bench(lambda c=c: run(c), warmup=5, rep=20, return_mode="median")
+        for c in candidates
+    ]
+    best = times.index(min(times))
+    _remember(name, best)
+    return best
 
 
 def _device(index: int) -> str:
@@ -53,19 +71,19 @@ def _file() -> Path:
 
 @functools.cache
 def _on_disk() -> dict[str, int]:
-    try:
+    with contextlib.suppress(OSError, ValueError):
         found = json.loads(_file().read_text())
-        return {k: v for k, v in found.items() if isinstance(v, int)}
-    except (OSError, ValueError, AttributeError):
-        return {}
+        if isinstance(found, dict):
+            return found
+    return {}
 
 
 def _remember(name: str, index: int) -> None:
-    _chosen[name] = index
+    _on_disk()[name] = index
     with contextlib.suppress(OSError):  # a folder that cannot be written costs a measurement
         _file().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
             "w", dir=_file().parent, prefix=_file().name, delete=False
         ) as file:
-            json.dump(_on_disk() | _chosen, file)
+            json.dump(_on_disk(), file)
         Path(file.name).replace(_file())

@@ -7,24 +7,30 @@ import triton.language as tl
 
 
 @triton.jit
-def fragment(u0, u1, u2, u3):
+def fragment(u0, u1, u2, u3, TOGETHER: tl.constexpr):
     """Halves of a group's pairs, uint32 [32 * T], as rows and columns: uint16 [16 * T, 16].
 
-    On NVIDIA GPUs nothing moves: the result is an A operand of m16n8k16 already.
+    On NVIDIA GPUs nothing moves: the result is an A operand of m16n8k16 already. A product may add
+    its columns in any order. Before 3.8 Triton wants four of a lane side by side:
+
+    Args:
+        TOGETHER: columns 2t, 2t + 1, 2t + 8, 2t + 9 stand at 4t .. 4t + 3.
     """
-    t: tl.constexpr = u0.shape[0] // 32
+    tiles: tl.constexpr = u0.shape[0] // 32
     left, right = tl.join(_halves(u0), _halves(u1)), tl.join(_halves(u2), _halves(u3))
-    both = tl.reshape(tl.join(left, right), (t, 8, 4, 2, 2, 2))  # g, t, of pair, row, column half
-    return tl.reshape(tl.permute(both, (0, 4, 1, 5, 2, 3)), (16 * t, 16))
+    both = tl.reshape(tl.join(left, right), (tiles, 8, 4, 2, 2, 2))  # g, t, of pair, row, column
+    both = tl.permute(both, (0, 4, 1, 2, 5, 3) if TOGETHER else (0, 4, 1, 5, 2, 3))
+    return tl.reshape(both, (16 * tiles, 16))
 
 
 @triton.jit
-def x_fragment(x0, x1):
+def x_fragment(x0, x1, TOGETHER: tl.constexpr):
     """Pairs of x, uint32 [4 * N]: columns 2t, 2t + 1 and 2t + 8, 2t + 9 of row n at 4 * n + t.
     Returns uint16 [16, N], a B operand of m16n8k16."""
     n: tl.constexpr = x0.shape[0] // 4
     both = tl.reshape(tl.join(_halves(x0), _halves(x1)), (n, 4, 2, 2))  # t, of pair, half
-    return tl.reshape(tl.permute(both, (3, 1, 2, 0)), (16, n))
+    both = tl.permute(both, (1, 3, 2, 0) if TOGETHER else (3, 1, 2, 0))
+    return tl.reshape(both, (16, n))
 
 
 @triton.jit

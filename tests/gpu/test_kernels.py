@@ -1,5 +1,5 @@
-"""The CUDA kernels on a GPU: what tests/cuda asks the emulator, and what only a device can answer:
-memory, streams, graphs, threads."""
+"""The kernels on a GPU, CUDA and Triton: what tests/cuda asks the emulator and tests/triton_kernels
+the interpreter, and what only a device can answer: memory, streams, graphs, threads."""
 
 from __future__ import annotations
 
@@ -23,8 +23,28 @@ def on_gpu(w, scale=None, **options):
     return ops.encode(w, scale=scale, allow_stored=False, **options).to("cuda")
 
 
+def available(backend: str) -> bool:
+    before = ops.backend_info()["requested"]
+    try:
+        ops.use_backend(backend)
+    except ops.BackendUnavailableError:
+        return False
+    ops.use_backend(before)
+    return True
+
+
+@pytest.fixture(autouse=True, params=["cuda", "triton"])
+def backend(request):
+    if not available(request.param):
+        pytest.skip(f"no {request.param} backend here")
+    before = ops.use_backend(request.param)
+    assert ops.backend_info()["cuda"] == request.param
+    yield
+    ops.use_backend(before)
+
+
 @pytest.fixture
-def checked():
+def checked(backend):
     before = ops.set_check(True)
     yield
     ops.set_check(before)
@@ -173,6 +193,24 @@ def test_streams_and_threads():
     assert not wrong
 
 
+def test_triton_measures_nothing_while_a_graph_is_captured(monkeypatch):
+    if ops.backend_info()["cuda"] != "triton":
+        pytest.skip("Triton's choices")
+    from codecllm_ops.ops.backends.triton import tune
+
+    coded = on_gpu(weights(768, 1024, BF16))
+    x = torch.randn(1, 1024, dtype=torch.bfloat16, device="cuda")
+    monkeypatch.setenv("CODECLLM_AUTOTUNE", "0")
+    expected = ops.decode_linear(x, coded)  # compiles
+    monkeypatch.delenv("CODECLLM_AUTOTUNE")
+    monkeypatch.setattr(tune.triton.testing, "do_bench", lambda *a, **k: pytest.fail("measured"))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = ops.decode_linear(x, coded)
+    graph.replay()
+    assert torch.equal(out, expected)
+
+
 # ---- bad input ----------------------------------------------------------------------------------
 
 
@@ -207,7 +245,7 @@ def test_tensors_in_the_wrong_place():
         ops.decode_linear(x, there)
     with pytest.raises(RuntimeError, match="decode_linear"):
         ops.decode_linear(x.cuda(), here)
-    with pytest.raises(RuntimeError, match="Double"):
+    with pytest.raises(RuntimeError, match=r"Double|float64"):
         ops.decode_linear(x.double().cuda(), there)
     assert ops.decode_linear(x[:0].cuda(), there).shape == (0, 64)
 
