@@ -54,8 +54,10 @@ CXX_FILES     = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*
 demo: $(VENV)/.build
 	$(BIN)/python examples/demo/demo.py $(ARGS)
 
+# One process per core. Triton's interpreter has to be chosen before Triton is imported.
 test: $(VENV)/.test-deps $(VENV)/.build lint-python
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n auto $(ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n auto -k triton $(ARGS)
 
 lint: lint-python lint-cpp
 

@@ -1,4 +1,4 @@
-"""Checks and times the CUDA kernels on a GPU, in one run: builds nothing, wants no network.
+"""Checks and times the kernels on a GPU, CUDA and Triton: builds nothing, wants no network.
 
     python bench/gpu/run.py OUT [--quick]
 
@@ -6,17 +6,20 @@
 3. times. OUT gets logs and `results.json`, in the form of bench/results/; a table is printed last.
 Under eight minutes on an H200 is the aim.
 
-How it measures: decode_linear and F.linear (bf16) in one process, taken in turns; every call of a
-round reads other copies of the weights, together several times the second-level cache; a round is
-one CUDA graph, so that launches cost both sides the same; medians of rounds, timed with events.
+How it measures: decode_linear of every backend and F.linear (bf16) in one process, taken in turns;
+every call of a round reads other copies of the weights, together several times the second-level
+cache; a round is one CUDA graph, so that launches cost all sides the same; medians of rounds, timed
+with events.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import math
+import os
 import shutil
 import statistics
 import subprocess
@@ -34,7 +37,8 @@ ROWS_OF_X = [1, 2, 4, 8, 16, 32, 64]
 COLD_BYTES = 256 << 20  # several times the second-level cache of any GPU
 
 SANITIZED = """
-import torch, codecllm_ops as ops
+import os, torch, codecllm_ops as ops
+ops.use_backend(os.environ["BACKEND"])
 for fmt in (torch.bfloat16, torch.float8_e5m2, torch.int8):
     w = (torch.randn(40, 200) * 40).to(fmt) if fmt == torch.int8 else torch.randn(40, 200).to(fmt)
     coded = ops.encode(w, tile_cols=64, allow_stored=False).to("cuda")
@@ -61,7 +65,7 @@ def run_tests(out: Path) -> str:
     return f"exit {done.returncode}: {last}"
 
 
-def sanitize(out: Path, tool: str) -> str:
+def sanitize(out: Path, tool: str, backend: str) -> str:
     program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not Path(program).exists():
         return "compute-sanitizer is not here"
@@ -70,8 +74,9 @@ def sanitize(out: Path, tool: str) -> str:
     done = subprocess.run(
         [program, "--tool", tool, "--error-exitcode", "9", sys.executable, script],
         cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"BACKEND": backend, "CODECLLM_AUTOTUNE": "0"},
     )  # fmt: skip
-    (out / f"{tool}.log").write_text(done.stdout + done.stderr)
+    (out / f"{tool}-{backend}.log").write_text(done.stdout + done.stderr)
     lines = [line for line in done.stdout.splitlines() if "SUMMARY" in line]
     return f"exit {done.returncode}: {lines[-1].strip('= ') if lines else 'no summary'}"
 
@@ -122,6 +127,27 @@ def encoded(rows: int, cols: int, fmt: torch.dtype, **options) -> ops.CodedMatri
     return ops.encode(w.to(fmt), scale=scale, **options).to("cuda")
 
 
+def backends() -> list[str]:
+    found = []
+    for name in ("cuda", "triton"):
+        with contextlib.suppress(ops.BackendUnavailableError):
+            ops.use_backend(name)
+            found.append(name)
+    ops.use_backend("auto")
+    return found
+
+
+def on(backend: str, call):
+    """The call on a backend. (A graph is captured once, so the switch costs no time.)"""
+
+    def switched():
+        before = ops.use_backend(backend)
+        call()
+        ops.use_backend(before)
+
+    return switched
+
+
 def time_shape(rows, cols, fmt, rows_of_x, rounds) -> list[dict]:
     coded = encoded(rows, cols, fmt)
     count = max(2, math.ceil(COLD_BYTES / coded.nbytes))
@@ -130,30 +156,35 @@ def time_shape(rows, cols, fmt, rows_of_x, rounds) -> list[dict]:
         torch.randn(rows, cols, dtype=torch.bfloat16, device="cuda") * 0.02
         for _ in range(max(2, math.ceil(COLD_BYTES / (2 * rows * cols))))
     ]
-    found = []
+    names, found = backends(), []
     for m in rows_of_x:
         x = torch.randn(m, cols, dtype=torch.bfloat16, device="cuda")
-        fused, library = alternate(
-            [lambda x=x, c=c: ops.decode_linear(x, c) for c in matrices],
-            [lambda x=x, w=w: torch.nn.functional.linear(x, w) for w in dense],
-            rounds=rounds,
-        )
-        found.append(
-            {"shape": [rows, cols], "format": str(fmt)[6:], "m": m,
-             "bits_per_weight": round(8 * coded.nbytes / (rows * cols), 3),
-             "decode_linear_us": round(fused, 2), "linear_bf16_us": round(library, 2),
-             "of_linear_speed": round(library / fused, 3)}
-        )  # fmt: skip
+        fused = [
+            [on(name, lambda x=x, c=c: ops.decode_linear(x, c)) for c in matrices] for name in names
+        ]
+        library = [lambda x=x, w=w: torch.nn.functional.linear(x, w) for w in dense]
+        *micros, reference = alternate(*fused, library, rounds=rounds)
+        for name, taken in zip(names, micros, strict=True):
+            found.append(
+                {"backend": name, "shape": [rows, cols], "format": str(fmt)[6:], "m": m,
+                 "bits_per_weight": round(8 * coded.nbytes / (rows * cols), 3),
+                 "decode_linear_us": round(taken, 2), "linear_bf16_us": round(reference, 2),
+                 "of_linear_speed": round(reference / taken, 3)}
+            )  # fmt: skip
     return found
 
 
-def time_decode(rows, cols, fmt, rounds) -> dict:
+def time_decode(rows, cols, fmt, rounds) -> list[dict]:
     coded = encoded(rows, cols, fmt)
     matrices = copies_of(coded, max(2, math.ceil(COLD_BYTES / coded.nbytes)))
-    (micros,) = alternate([lambda c=c: ops.decode(c) for c in matrices], rounds=rounds)
+    names = backends()
+    calls = [[on(name, lambda c=c: ops.decode(c)) for c in matrices] for name in names]
     written = rows * cols * fmt.itemsize
-    return {"shape": [rows, cols], "format": str(fmt)[6:], "decode_us": round(micros, 2),
-            "TB/s written": round(written / micros / 1e6, 3)}  # fmt: skip
+    return [
+        {"backend": name, "shape": [rows, cols], "format": str(fmt)[6:],
+         "decode_us": round(micros, 2), "TB/s written": round(written / micros / 1e6, 3)}
+        for name, micros in zip(names, alternate(*calls, rounds=rounds), strict=True)
+    ]  # fmt: skip
 
 
 def copy_bandwidth() -> float:
@@ -176,21 +207,29 @@ def print_tables(report: dict) -> None:
     print("\ndecode_linear against bf16 F.linear (speed ratio)")
     linear = report["results"]["decode_linear"]
     rows_of_x = sorted({r["m"] for r in linear})
-    print(f"{'format':14} {'shape':>14} " + " ".join(f"M={m:<5}" for m in rows_of_x))
-    for key in dict.fromkeys((r["format"], *r["shape"]) for r in linear):
-        ratios = {r["m"]: r["of_linear_speed"] for r in linear
-                  if (r["format"], *r["shape"]) == key}  # fmt: skip
+    print(f"{'backend format':22} {'shape':>14} " + " ".join(f"M={m:<5}" for m in rows_of_x))
+
+    def key(r):
+        return r["format"], *r["shape"], r["backend"]
+
+    for fmt, rows, cols, backend in dict.fromkeys(key(r) for r in linear):
+        ratios = {
+            r["m"]: r["of_linear_speed"] for r in linear if key(r) == (fmt, rows, cols, backend)
+        }
         cells = " ".join(f"{ratios[m]:<7.2f}" if m in ratios else " " * 7 for m in rows_of_x)
-        print(f"{key[0]:14} {key[1]:>7}x{key[2]:<6} {cells}")
-    for fmt in dict.fromkeys(r["format"] for r in linear):
+        print(f"{backend + ' ' + fmt:22} {rows:>7}x{cols:<6} {cells}")
+    for backend, fmt in dict.fromkeys((r["backend"], r["format"]) for r in linear):
         for name, ms in (("M = 1..16", range(17)), ("M = 32, 64", (32, 64))):
             mean = geometric_mean(
-                r["of_linear_speed"] for r in linear if r["format"] == fmt and r["m"] in ms
+                r["of_linear_speed"]
+                for r in linear
+                if (r["backend"], r["format"]) == (backend, fmt) and r["m"] in ms
             )
-            print(f"{fmt} {name}: geometric mean {mean:.3f}")
+            print(f"{backend} {fmt} {name}: geometric mean {mean:.3f}")
     for r in report["results"]["decode"]:
-        print(f"decode {r['format']} {r['shape']}: {r['TB/s written']} TB/s written")
-    for name in ("tests", "memcheck", "racecheck", "copy TB/s"):
+        speed = r["TB/s written"]
+        print(f"{r['backend']} decode {r['format']} {r['shape']}: {speed} TB/s written")
+    for name in ("tests", "sanitizer", "copy TB/s"):
         print(f"{name}: {report[name]}")
 
 
@@ -207,10 +246,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two shapes, few rounds, no sanitizer")
     parser.add_argument("--commit", help="where the tree carries no .git")
     args = parser.parse_args()
-    info = ops.backend_info()
-    if info.get("cuda") != "cuda":
-        reason = info["missing"].get("cuda", "no GPU here")
-        raise SystemExit(f"bench/gpu: no CUDA kernels: {reason}")
+    if not torch.cuda.is_available() or not backends():
+        raise SystemExit(f"bench/gpu: no kernels for a GPU: {ops.backend_info()['missing']}")
     args.out.mkdir(parents=True, exist_ok=True)
     rounds = 5 if args.quick else 15
     bf16_shapes = LLAMA_8B[:2] if args.quick else LLAMA_8B + LLAMA_70B
@@ -221,8 +258,10 @@ def main() -> None:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "tests": run_tests(args.out),
-        **{
-            t: "skipped" if args.quick else sanitize(args.out, t) for t in ("memcheck", "racecheck")
+        "sanitizer": {
+            f"{tool} {name}": "skipped" if args.quick else sanitize(args.out, tool, name)
+            for name in backends()
+            for tool in ("memcheck", "racecheck")
         },
         "copy TB/s": copy_bandwidth(),
         "results": {"decode_linear": [], "decode": []},
@@ -239,7 +278,7 @@ def main() -> None:
             report["results"]["decode_linear"] += time_shape(*shape, fmt, (1, 4, 16), rounds)
             save()
     for fmt in (torch.bfloat16, torch.int8, torch.float32):
-        report["results"]["decode"].append(time_decode(14336, 4096, fmt, rounds))
+        report["results"]["decode"] += time_decode(14336, 4096, fmt, rounds)
     save()
     print_tables(report)
 

@@ -278,6 +278,8 @@ def backend_info() -> dict:
     if compiled_cpu():
         info["cpu_isa"] = torch.ops.codecllm._isa()
         info["cpu_isas"] = torch.ops.codecllm._available_isas().split()
+    if _cuda is not _COMPILED and _cuda is not reference:
+        info["triton"] = importlib.import_module("triton").__version__
     if torch.cuda.is_available():
         reason = _too_old(torch.cuda.current_device())
         info["cuda"] = "reference" if reason else _name(_cuda, "cuda")

@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from shutil import copytree, ignore_patterns
 
 import pytest
+import torch
 
 import codecllm_ops as ops
 from cases import ISAS, needs_cpu_kernels
+from codecllm_ops.ops.backends import reference as reference_backend
 
 PROGRAM = """
 import json
@@ -38,7 +41,7 @@ print(json.dumps({
 
 def run(folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
     """PROGRAM in an interpreter of its own; imports come from `folder` first."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("CODECLLM_")}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("CODECLLM_", "TRITON_"))}
     command = [sys.executable, "-c", PROGRAM]
     return subprocess.run(
         command, cwd=folder, env=clean | environment, capture_output=True, text=True
@@ -117,6 +120,82 @@ def test_cuda_kernels_that_are_missing_say_why(without_library):
     done = run(without_library, CODECLLM_BACKEND="cuda")
     assert done.returncode != 0
     assert f"BackendUnavailableError: CODECLLM_BACKEND=cuda: {reason}" in done.stderr
+
+
+# ---- Triton -------------------------------------------------------------------------------------
+
+
+needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="no Triton")
+without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+
+
+@pytest.fixture(scope="module")
+def interpreted():
+    return result(CODECLLM_BACKEND="triton", TRITON_INTERPRET="1")
+
+
+@needs_triton
+def test_triton_runs_in_its_interpreter(interpreted, reference):
+    info = interpreted["info"]
+    assert (info["requested"], info["cpu"]) == ("triton", "triton") and info["triton"]
+    assert all(interpreted[name] for name in ("decode", "decode_rows", "decode_linear", "backward"))
+    assert (interpreted["nbytes"], interpreted["crc"]) == (reference["nbytes"], reference["crc"])
+
+
+@needs_triton
+@without_gpu
+def test_triton_without_a_gpu_is_an_error_when_asked_for():
+    done = run(CODECLLM_BACKEND="triton")
+    assert "BackendUnavailableError: CODECLLM_BACKEND=triton: torch sees no GPU" in done.stderr
+
+
+def stub_of_triton(folder: Path, source: str) -> dict[str, str]:
+    (folder / "triton.py").write_text(source)
+    return {"PYTHONPATH": str(folder), "CODECLLM_BACKEND": "triton"}
+
+
+@pytest.mark.parametrize("version", ["2.3.1", "3.5.1"])
+def test_triton_that_is_too_old_names_the_version_it_needs(version, tmp_path):
+    done = run(**stub_of_triton(tmp_path, f"__version__ = {version!r}"))
+    assert f"Triton {version} is too old: 3.6 or later is needed" in done.stderr
+
+
+def test_triton_that_is_missing_names_the_version_it_needs(tmp_path):
+    done = run(**stub_of_triton(tmp_path, "raise ImportError('not here')"))
+    assert "Triton 3.6 or later is needed: pip install 'triton>=3.6' (not here)" in done.stderr
+
+
+# ---- while running ------------------------------------------------------------------------------
+
+
+@needs_cpu_kernels
+def test_backend_changes_while_running():
+    w = torch.randn(33, 70, generator=torch.Generator().manual_seed(0)).bfloat16()
+    coded, x = ops.encode(w, allow_stored=False), torch.randn(3, 70)
+    before = ops.decode_linear(x, coded)
+    calls = []
+    with pytest.MonkeyPatch.context() as patch:
+        inner = reference_backend.decode_words
+        patch.setattr(reference_backend, "decode_words", lambda *a: calls.append(1) or inner(*a))
+        assert ops.use_backend("reference") == "auto"
+        try:
+            assert ops.backend_info()["cpu"] == "reference"
+            torch.testing.assert_close(ops.decode_linear(x, coded), before)
+            assert torch.equal(ops.decode(coded), w) and len(calls) == 2
+        finally:
+            assert ops.use_backend("auto") == "reference"
+        assert torch.equal(ops.decode_linear(x, coded), before) and len(calls) == 2
+
+
+@pytest.mark.parametrize("name", ["cuda", "gpu", "triton"])
+@without_gpu
+def test_change_that_cannot_be_met_changes_nothing(name):
+    if name == "triton" and os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("its interpreter needs no GPU")
+    before = ops.backend_info()
+    with pytest.raises(ops.BackendUnavailableError, match=f"CODECLLM_BACKEND={name}"):
+        ops.use_backend(name)
+    assert ops.backend_info() == before
 
 
 @pytest.mark.skipif("cuda" not in ops.backend_info()["missing"], reason="CUDA kernels are there")
