@@ -109,12 +109,13 @@ def test_linear_of_many_segments(cut):
     assert_linear_close(y, x, torch.cat([w for w, _ in parts]))
 
 
-def test_x_that_is_not_contiguous_or_aligned():
+def test_operands_that_are_not_contiguous_or_aligned():
     w, coded = coded_of("normal", 40, 64)
+    bias = torch.randn(40, 2).bfloat16()[:, 1]
     transposed = torch.randn(64, 5).bfloat16().T
     shifted = torch.randn(5 * 64 + 1).bfloat16()[1:].view(5, 64)
     for x in (transposed, shifted):
-        assert_linear_close(ops.decode_linear(x, coded), x, w)
+        assert_linear_close(ops.decode_linear(x, coded, bias), x, w, bias=bias)
 
 
 def test_gradient_of_x():

@@ -1,5 +1,5 @@
 """Triton backend: the functions of backends/reference.py, and decode_linear, on any GPU that Triton
-compiles for. Importing this needs Triton; the registry asks `problem()` before."""
+compiles for. Importing this needs Triton; the registry looks before."""
 
 from __future__ import annotations
 
@@ -65,6 +65,8 @@ def decode_linear(
     if not m or not rows:
         return x.new_empty((*x.shape[:-1], rows))
     status = _status(stream)
+    bias = None if bias is None else bias.contiguous()
+    scale = None if scale is None else scale.contiguous()
     y = launch.linear(x.reshape(m, cols), matrix, scale, bias, status)
     _check("decode_linear", status)
     return y.view(*x.shape[:-1], rows)
