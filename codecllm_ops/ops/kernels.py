@@ -133,7 +133,8 @@ def _encode(weight, scale=None, *, tile_cols=None, scale_bits=11, predictor="non
 LIBRARY.impl("encode", _encode, "CompositeExplicitAutograd")
 LIBRARY.impl("decode", _decode, "CompositeExplicitAutograd")
 LIBRARY.impl("decode_rows", _decode_rows, "CompositeExplicitAutograd")
-LIBRARY.impl("_decode_then_linear", _decode_then_linear, "CompositeExplicitAutograd")
+# Where a compiled kernel passes: on a GPU that it has no code for Triton may have one.
+LIBRARY.impl("_decode_then_linear", _decode_linear, "CompositeExplicitAutograd")
 # The compiled libraries' own kernels come before this one.
 LIBRARY.impl("decode_linear", _decode_linear, "CompositeExplicitAutograd")
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -102,15 +104,24 @@ def _problem_of_cuda() -> str | None:
 def _problem_of_triton() -> str | None:
     need = ".".join(map(str, MIN_TRITON))
     try:
-        triton = importlib.import_module("triton")
-        version = triton.__version__
-    except (ImportError, AttributeError) as error:
+        version = str(importlib.import_module("triton").__version__)
+    except Exception as error:  # whatever a broken installation raises
         return f"Triton {need} or later is needed: pip install 'triton>={need}' ({error})"
-    if tuple(int(n) for n in version.split(".")[:2]) < MIN_TRITON:
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None or tuple(map(int, numbers.groups())) < MIN_TRITON:
         return f"Triton {version} is too old: {need} or later is needed"
-    if not torch.cuda.is_available() and not _interpreting():
+    if not _gpu_or_interpreter():
         return "torch sees no GPU"
+    try:
+        _triton()
+    except Exception as error:
+        return f"Triton {version} does not take the kernels: {error}"
     return None
+
+
+def _gpu_or_interpreter() -> bool:
+    """Asked before Triton is imported, which takes a while."""
+    return torch.cuda.is_available() or _interpreting()
 
 
 def _interpreting() -> bool:
@@ -134,6 +145,15 @@ def _too_old(index: int | None) -> str | None:
         f"{torch.cuda.get_device_name(index)} is sm_{have[0]}{have[1]}, the kernels need "
         f"sm_{MIN_ARCH[0]}{MIN_ARCH[1]} or later: pure torch decodes on it"
     )
+
+
+@functools.cache
+def _no_code(index: int | None) -> str | None:
+    """Why the CUDA library does not run on a GPU that is not too old; None if it does."""
+    if torch.ops.codecllm._has_code(torch.cuda.current_device() if index is None else index):
+        return None
+    have = torch.cuda.get_device_capability(index)
+    return f"the CUDA library has no code for sm_{have[0]}{have[1]}: reinstall with its toolkit"
 
 
 # ---- what is chosen -----------------------------------------------------------------------------
@@ -173,12 +193,16 @@ def use_backend(name: str = "auto") -> str:
         cpu = _COMPILED
     if name in ("auto", "cuda") and _problem_of_cuda() is None:
         cuda = _COMPILED
-    elif name == "triton" or (name == "auto" and _problem_of_triton() is None):
+    elif name == "triton" or (
+        name == "auto" and _gpu_or_interpreter() and _problem_of_triton() is None
+    ):
         cuda = _triton()
         if name == "triton" and _interpreting():
             cpu = cuda
     before, _wish, _cpu, _cuda = _wish, name, cpu, cuda
     _rebind()
+    if _cuda is not reference:
+        _apply_check()
     return before
 
 
@@ -187,7 +211,11 @@ def backend_for(device: torch.device) -> _Compiled | ModuleType:
     if device.type == "cpu":
         return _cpu
     if device.type == "cuda" and _too_old(device.index) is None:
-        return _cuda
+        if _cuda is not _COMPILED or _no_code(device.index) is None:
+            return _cuda
+        if _wish == "cuda":
+            _demand(_no_code(device.index), "cuda")
+        return reference if _problem_of_triton() else _triton()
     return reference
 
 
@@ -232,12 +260,16 @@ def set_check(on: bool = True) -> bool:
     global _checking
     if _cuda is reference:
         raise BackendUnavailableError(f"no kernels for GPUs: {_missing()['cuda']}")
-    if _loaded("cuda"):
-        torch.ops.codecllm._set_check(on)
-    if _problem_of_triton() is None:
-        _triton().set_check(on)
     before, _checking = _checking, on
+    _apply_check()
     return before
+
+
+def _apply_check() -> None:
+    if _loaded("cuda"):
+        torch.ops.codecllm._set_check(_checking)
+    if "codecllm_ops.ops.backends.triton" in sys.modules:
+        _triton().set_check(_checking)
 
 
 def select_cpu_isa(name: str = "") -> None:
@@ -268,7 +300,7 @@ def _missing() -> dict[str, str]:
     elif not torch.cuda.is_available():
         found["cuda"] = "torch sees no GPU"
     if _cuda is reference and _wish == "auto":
-        found["triton"] = _problem_of_triton()
+        found["triton"] = _problem_of_triton() if _gpu_or_interpreter() else "torch sees no GPU"
     return {k: v for k, v in found.items() if v is not None}
 
 
@@ -281,10 +313,13 @@ def backend_info() -> dict:
     if _cuda is not _COMPILED and _cuda is not reference:
         info["triton"] = importlib.import_module("triton").__version__
     if torch.cuda.is_available():
-        reason = _too_old(torch.cuda.current_device())
-        info["cuda"] = "reference" if reason else _name(_cuda, "cuda")
+        here = torch.device("cuda", torch.cuda.current_device())
+        reason = _too_old(here.index)
+        if reason is None and _cuda is _COMPILED:
+            reason = _no_code(here.index)
         if reason:
             info["missing"]["cuda"] = reason
+        info["cuda"] = _name(backend_for(here), "cuda")
     return info
 
 
@@ -295,11 +330,11 @@ def _name(backend: _Compiled | ModuleType, compiled: str) -> str:
 
 
 def _load() -> None:
+    global _checking
+    _checking = os.environ.get("CODECLLM_CHECK") == "1"
     use_backend(os.environ.get("CODECLLM_BACKEND", "auto").lower())
     if _cpu is _COMPILED and (isa := os.environ.get("CODECLLM_CPU_ISA")):
         select_cpu_isa(isa)
-    if _cuda is not reference and os.environ.get("CODECLLM_CHECK") == "1":
-        set_check(True)
 
 
 _load()

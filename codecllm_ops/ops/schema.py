@@ -48,6 +48,7 @@ INTERNAL = {
     "_select_isa": "(str name) -> bool",
     "_available_isas": "() -> str",
     "_set_gemm_from": "(int rows) -> int",  # returns the one before
+    "_has_code": "(int device) -> bool",  # CUDA: whether the library runs on that GPU
     "_set_check": "(bool on) -> bool",  # CUDA: raise where streams are corrupt; as above
 }
 

@@ -119,9 +119,11 @@ __global__ void __launch_bounds__(128) decode_rows(const DecodeArgs a) {
     const int64_t row = inside ? id : 0;
     const int64_t number = segment_of(m, kFirstRow, row);
     const uint32_t* header = m.segment(number);
-    const int64_t local = row - __ldg(header + kFirstRow);
+    int64_t local = row - __ldg(header + kFirstRow);
     int64_t tile_row = __ldg(header + kFirstTileRow) + local / kTileRows;
-    tile_row = tile_row < m.tile_rows ? tile_row : m.tile_rows - 1;
+    // Whatever the table says.
+    const bool there = local >= 0 && local < __ldg(header + kRows) && tile_row < m.tile_rows;
+    if (!there) local = tile_row = 0;
     const int in_tile = int(local % kTileRows), lane = in_tile % 8 * 4 + t;
     // A record is read by a whole warp: the eight tiles one after the other, each quad keeps its.
     DeviceTile tile = {};
@@ -129,7 +131,7 @@ __global__ void __launch_bounds__(128) decode_rows(const DecodeArgs a) {
       const DeviceTile located = locate_tile(m, __shfl_sync(~0u, tile_row, 4 * q), col_tile, lane);
       if (q == quad) tile = located;
     }
-    bool good = inside && tile.valid && tile.segment == number;
+    bool good = inside && there && tile.valid && tile.segment == number;
     if (!tile.valid) {  // collectives need all lanes: decode something that is surely there
       tile.words = m.stream;
       tile.start = tile.end = tile.total = 0;

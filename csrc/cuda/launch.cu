@@ -39,6 +39,7 @@ unsigned clamp_grid(int64_t blocks) {
 }  // namespace
 
 #if !defined(CLLM_EMU)
+// The device must be the current one.
 cudaError_t device_properties(int device, Device& out) {
   // Filled twice at worst, with the same values.
   static std::atomic<bool> known[kMaxDevices];
@@ -57,6 +58,9 @@ cudaError_t device_properties(int device, Device& out) {
   if (cudaError_t e = get(cudaDevAttrMaxSharedMemoryPerMultiprocessor, out.shared_per_processor))
     return e;
   out.arch = 10 * major + minor;
+  cudaFuncAttributes ignored;
+  out.has_code = cudaFuncGetAttributes(&ignored, (const void*)linear_reduce) == cudaSuccess;
+  cudaGetLastError();  // "no code" must not be the next call's error
   if (cached) {
     properties[device] = out;
     known[device].store(true, std::memory_order_release);

@@ -9,6 +9,7 @@ struct Device {
   int processors;        // streaming multiprocessors
   int shared_per_block;  // bytes, opted in
   int shared_per_processor;
+  bool has_code;  // this library was compiled for it
 };
 
 enum class Path { mma, fma, gemm };

@@ -20,6 +20,8 @@ using torch::stable::detail::from;
 // GPUs below are left to pure torch: no warp shuffles of this kind, no shared memory to speak of.
 constexpr int kMinArch = 75;
 
+bool runs_on(const cuda::Device& device) { return device.arch >= kMinArch && device.has_code; }
+
 void check_cuda(cudaError_t error, const char* op) {
   CLLM_CHECK(error == cudaSuccess, "codecllm::", op, ": CUDA: ", cudaGetErrorString(error));
 }
@@ -55,6 +57,13 @@ struct DeviceMatrix {
         table(table),
         view(coded_view(this->stream, this->raw, index, table, rows, cols, layout, op)) {}
 };
+
+bool has_code(int64_t index) {
+  const torch::stable::accelerator::DeviceGuard guard(int32_t{int(index)});
+  cuda::Device device = {};
+  check_cuda(cuda::device_properties(int(index), device), "_has_code");
+  return device.has_code;
+}
 
 // ---- checking -----------------------------------------------------------------------------------
 
@@ -153,7 +162,7 @@ Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, c
   const std::vector<int64_t> shape = output_shape(x, rows, m);
   if (m == 0 || rows == 0) return torch::stable::new_empty(x, shape);
   const cuda::Device device = properties_of(stream, op);
-  if (layout.stored || cols == 0 || m > cuda::kMaxFusedRows || device.arch < kMinArch)
+  if (layout.stored || cols == 0 || m > cuda::kMaxFusedRows || !runs_on(device))
     return decode_then_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout_bits);
 
   const Tensor dense_x = torch::stable::contiguous(x);
@@ -189,5 +198,6 @@ STABLE_TORCH_LIBRARY_IMPL(codecllm, CUDA, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(codecllm, CompositeExplicitAutograd, m) {
+  m.impl("_has_code", TORCH_BOX(&codecllm::has_code));
   m.impl("_set_check", TORCH_BOX(&codecllm::set_check));
 }

@@ -50,7 +50,7 @@ def _compile(kernel, target: GPUTarget, pointers: dict, constants: dict, **optio
 
 
 def linear_kernel(target, fmt: WeightFormat, dtype: torch.dtype, m: int, tiles: int,
-                  left: bool = False, partial: bool = True):  # fmt: skip
+                  left: bool = False, partial: bool = True, checked: bool = False):  # fmt: skip
     hip = target.backend == "hip"
     product = launch.operand(fmt, dtype, None if hip else divmod(target.arch, 10))
     n = launch.columns_of_x(m, product)
@@ -62,21 +62,22 @@ def linear_kernel(target, fmt: WeightFormat, dtype: torch.dtype, m: int, tiles: 
         {"x": f"*{name}", "bias": f"*{name}", "out": "*fp32" if partial else f"*{name}"},
         launch.format_constants(fmt)
         | {"SCALE_BITS": 11, "LEFT": left, "OPERAND": product, "N": n, "T": tiles,
-           "PARTIAL": partial, "PER_ROW": False, "CHECK": False, "INTERPRETED": False,
-           "TOGETHER": launch.TOGETHER, "scale": None, "status": None},
-        **launch.options(None if hip else launch.linear_registers(tiles, n, product)),
+           "PARTIAL": partial, "PER_ROW": checked, "CHECK": checked, "INTERPRETED": False,
+           "TOGETHER": launch.TOGETHER}
+        | ({} if checked else {"scale": None, "status": None}),
+        **launch.options(None if hip else launch.linear_registers(tiles, n, product, left)),
     )  # fmt: skip
 
 
 def decode_kernel(target, fmt: WeightFormat, tiles: int, rows: bool = False, left: bool = False,
-                  even: bool = True):  # fmt: skip
+                  even: bool = True, checked: bool = False):  # fmt: skip
     return _compile(
         decode.decode_rows if rows else decode.decode_matrix,
         target,
         {"out": "*u8"},
         launch.format_constants(fmt)
         | {"SCALE_BITS": 11, "LEFT": left, "WORD_BITS": fmt.word_bits, "EVEN": even, "T": tiles,
-           "CHECK": False, "status": None},
+           "CHECK": checked} | ({} if checked else {"status": None}),
         **launch.options(None if target.backend == "hip" else launch.decode_registers(tiles)),
     )  # fmt: skip
 

@@ -59,6 +59,27 @@ def test_linear_of_every_format(fmt, dtype, m):
         assert_no_spills(kernel, f"{tiles} tiles")
 
 
+@pytest.mark.parametrize("m", [16, 32])
+@every_format
+def test_linear_with_predictor_left(fmt, m):
+    for dtype in ("bf16", "fp16"):
+        for tiles in tiles_for(fmt, dtype, m):
+            kernel = compiled.linear_kernel(SM_90, FORMATS[fmt], DTYPES[dtype], m, tiles, left=True)
+            assert_no_spills(kernel, f"{dtype}, {tiles} tiles")
+
+
+@every_target
+def test_kernels_that_report_damage(target):
+    for fmt in ("bf16", "int8"):
+        kernel = compiled.linear_kernel(
+            TARGETS[target], FORMATS[fmt], torch.bfloat16, 16, 2, partial=False, checked=True
+        )
+        assert_no_spills(kernel, fmt)
+        for rows in (False, True):
+            kernel = compiled.decode_kernel(TARGETS[target], FORMATS[fmt], 2, rows, checked=True)
+            assert_no_spills(kernel, f"decode {fmt}, {rows}")
+
+
 @pytest.mark.parametrize("m", [1, 64])
 @pytest.mark.parametrize("case", ["bf16 x bf16", "int8 x fp16", "fp8_e4m3 x bf16", "fp32 x fp32"])
 @every_target

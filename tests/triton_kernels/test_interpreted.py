@@ -205,6 +205,35 @@ def test_random_damage_stays_inside(fmt, part):
         backend.decode_linear(x, *args, None, None, *shape)
 
 
+@pytest.mark.parametrize("value", [-(2**31), -1, 1, 5, 39, 2**31 - 1])
+@pytest.mark.parametrize("field", range(5))
+def test_a_table_that_lies_stays_inside(field, value):
+    _, part = coded_of("normal", 21, 40)
+    coded = ops.CodedMatrix.concat_rows([part, part])
+    x = torch.ones(2, 40)
+    for segment in range(2):
+        table = coded.table.clone()
+        table[segment, field] = value
+        args = coded.stream, coded.raw, coded.index, table
+        shape = 42, 40, coded.layout
+        backend.decode_words(*args, *shape)
+        backend.decode_rows_words(torch.tensor([0, 20, 21, 41]), *args, *shape)
+        backend.decode_linear(x, *args, None, None, *shape)
+
+
+@pytest.mark.usefixtures("checked")
+def test_planes_cut_by_a_tile_row_are_an_error():
+    _, part = coded_of("normal", 17, 40)
+    coded = ops.CodedMatrix.concat_rows([part, part])
+    raw, index = (
+        coded.raw[: coded.raw.numel() * 3 // 4],
+        coded.index[: coded.index.numel() * 3 // 4],
+    )
+    args = coded.stream, raw.clone(), index.clone(), coded.table
+    with pytest.raises(ops.CorruptStreamError, match="table"):
+        backend.decode_words(*args, 34, 40, coded.layout)
+
+
 # ---- arguments ----------------------------------------------------------------------------------
 
 

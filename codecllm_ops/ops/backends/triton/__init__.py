@@ -74,8 +74,13 @@ def decode_linear(
 
 def _matrix(op: str, stream, raw, index, table, rows: int, cols: int, layout: Layout):
     m = launch.Matrix.of(op, stream, raw, index, table, rows, cols, layout)
-    if _checking and cols and int(table[:, 3].sum()) != rows:
-        raise CorruptStreamError(f"codecllm::{op}: corrupt table: not of {rows} rows")
+    if _checking and cols:
+        first, count, first_tile = table[:, 2:5].T.long()
+        tiles = (count + 15) // 16
+        follows = (first == count.cumsum(0) - count) & (first_tile == tiles.cumsum(0) - tiles)
+        ends = (count.sum() == rows) & (tiles.sum() == m.tile_rows)
+        if not bool(follows.all() & ends & (count >= 0).all()):
+            raise CorruptStreamError(f"codecllm::{op}: corrupt table: not of {rows} rows")
     return m
 
 

@@ -135,7 +135,11 @@ def decode_rows(ids, count, coded, raw, index, table, out, status,
     segment = segment_of(table, 8 + (1 << SCALE_BITS), 2, row, segments, segment_steps)
     header, base, slots = segment_table(table, segment, SCALE_BITS, SHIFT)
     local = row - tl.load(header + 2)
-    tile_row = tl.minimum(tl.maximum(tl.load(header + 4) + local // 16, 0), tile_rows - 1)
+    tile_row = tl.load(header + 4) + local // 16
+    # Whatever the table says: what is outside decodes something that is surely there.
+    there = (local >= 0) & (local < tl.load(header + 3)) & (tile_row >= 0) & (tile_row < tile_rows)
+    local = tl.where(there, local, 0)
+    tile_row = tl.where(there, tile_row, 0)
     in_tile = (local % 16).to(tl.int32)
     is_upper = in_tile < 8
     lane = in_tile % 8 * 4 + t
@@ -165,7 +169,7 @@ def decode_rows(ids, count, coded, raw, index, table, out, status,
         _store(to + offset, first, low0, left, FLIP, WORD_BITS, EVEN)
         _store(to + (offset + half), second, low1, left - 8, FLIP, WORD_BITS, EVEN)
 
-    good = known & inside & (state == (1 << 16)) & (at == end)
+    good = known & there & inside & (state == (1 << 16)) & (at == end)
     if CHECK:
         # An id outside is told by a number above every tile's, below "nothing happened".
         tl.atomic_min(status + lane * 0, tl.where(known, number, (1 << 62) - 1),

@@ -225,7 +225,7 @@ def linear(x: torch.Tensor, m: Matrix, scale, bias, status) -> torch.Tensor:
             x_stride=x.stride(0), splits=splits, **m.numbers(), **m.constants(), OPERAND=product,
             N=n, T=tiles, PARTIAL=splits > 1, PER_ROW=m.layout.scale_kind == ROW_SCALE,
             CHECK=status is not None, TOGETHER=TOGETHER, INTERPRETED=INTERPRETED,
-            **options(linear_registers(tiles, n, product)),
+            **options(linear_registers(tiles, n, product, bool(m.layout.predictor))),
         )  # fmt: skip
         if splits > 1:
             linear_kernels.reduce[(ceil_div(out.numel(), 256),)](
@@ -277,10 +277,12 @@ def decode_registers(tiles: int) -> int | None:
     return 128 if tiles <= 2 else 255
 
 
-def linear_registers(tiles: int, n: int, product) -> int | None:
+def linear_registers(tiles: int, n: int, product, left: bool) -> int | None:
     """The same for decode_linear."""
     if torch.version.hip:
         return None
+    if left:
+        return 255
     if product == tl.float32:
         return 128 if tiles == 1 and n < 64 else 255
     if tiles == 1:

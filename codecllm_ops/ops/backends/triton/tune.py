@@ -11,6 +11,7 @@ import functools
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 import triton
 
 _chosen: dict[tuple, Any] = {}
+_measuring = threading.RLock()  # two threads would measure each other
 
 
 def choose(key: tuple, candidates: Callable[[], Sequence], run: Callable) -> Any:
@@ -31,33 +33,32 @@ def choose(key: tuple, candidates: Callable[[], Sequence], run: Callable) -> Any
     if triton.knobs.runtime.interpret:
         return candidates()[0]
     key = (torch.cuda.current_device(), *key)
-    if key not in _chosen:
-        found = candidates()
-        if len(found) > 1 and _may_not_measure():
+    if key in _chosen:
+        return _chosen[key]
+    found = candidates()
+    name = f"{_device(key[0])}: {key[1:]} {list(found)}"
+    known = 0 if len(found) == 1 else _on_disk().get(name)
+    if not isinstance(known, int) or not 0 <= known < len(found):
+        if os.environ.get("CODECLLM_AUTOTUNE") == "0" or torch.cuda.is_current_stream_capturing():
             return found[0]
-        _chosen[key] = found[_fastest(key, found, run)]
-    return _chosen[key]
+        with _measuring:
+            if key not in _chosen:
+                known = _fastest(found, run)
+                _remember(name, known)
+                _chosen[key] = found[known]
+            return _chosen[key]
+    return _chosen.setdefault(key, found[known])
 
 
-def _may_not_measure() -> bool:
-    off = os.environ.get("CODECLLM_AUTOTUNE") == "0"
-    return off or torch.cuda.is_current_stream_capturing()
-
-
-def _fastest(key: tuple, candidates: Sequence, run: Callable) -> int:
-    if len(candidates) == 1:
-        return 0
-    name = f"{_device(key[0])}: {key[1:]} {list(candidates)}"
-    known = _on_disk().get(name)
-    if isinstance(known, int) and 0 <= known < len(candidates):
-        return known
-    times = [
-        triton.testing.do_bench(lambda c=c: run(c), warmup=5, rep=20, return_mode="median")
-        for c in candidates
-    ]
-    best = times.index(min(times))
-    _remember(name, best)
-    return best
+def _fastest(candidates: Sequence, run: Callable) -> int:
+    times = []
+    for c in candidates:
+        try:
+            bench = triton.testing.do_bench
+            times.append(bench(lambda c=c: run(c), warmup=5, rep=20, return_mode="median"))
+        except torch.OutOfMemoryError:  # do_bench wants room to flush a cache; we can do without
+            return 0
+    return times.index(min(times))
 
 
 def _device(index: int) -> str:
@@ -69,8 +70,7 @@ def _file() -> Path:
     return Path(triton.knobs.cache.dir) / "codecllm-choices.json"
 
 
-@functools.cache
-def _on_disk() -> dict[str, int]:
+def _read() -> dict[str, int]:
     with contextlib.suppress(OSError, ValueError):
         found = json.loads(_file().read_text())
         if isinstance(found, dict):
@@ -78,12 +78,16 @@ def _on_disk() -> dict[str, int]:
     return {}
 
 
+_on_disk = functools.cache(_read)
+
+
 def _remember(name: str, index: int) -> None:
+    """Adds to what is on disk by now: other processes write there too."""
     _on_disk()[name] = index
+    file = _file()
     with contextlib.suppress(OSError):  # a folder that cannot be written costs a measurement
-        _file().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=_file().parent, prefix=_file().name, delete=False
-        ) as file:
-            json.dump(_on_disk(), file)
-        Path(file.name).replace(_file())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=file.name) as folder:
+            written = Path(folder, file.name)
+            written.write_text(json.dumps(_read() | {name: index}))
+            written.replace(file)
