@@ -13,19 +13,20 @@ namespace {
 constexpr int kMaxDevices = 64;
 
 #if !defined(CLLM_EMU)
-// More than 48 KB of shared memory, a kernel's own included, has to be asked for.
+// More than 48 KB of shared memory has to be asked for. Always for the most: the attribute belongs
+// to the kernel, and another thread's smaller block must not take it away before the launch.
 template <class Args>
-cudaError_t opt_in(void (*kernel)(Args), int bytes) {
+cudaError_t opt_in(void (*kernel)(Args), int bytes, int most) {
   return bytes <= 40 << 10
              ? cudaSuccess
              : cudaFuncSetAttribute((const void*)kernel,
-                                    cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize, most);
 }
 
 template <class Args>
 cudaError_t launch(void (*kernel)(Args), dim3 grid, int threads, int shared, cudaStream_t stream,
-                   Args args) {
-  if (cudaError_t e = opt_in(kernel, shared)) return e;
+                   Args args, int most_shared = 0) {
+  if (cudaError_t e = opt_in(kernel, shared, most_shared)) return e;
   void* pointers[] = {&args};
   return cudaLaunchKernel((const void*)kernel, grid, dim3(unsigned(threads)), pointers,
                           size_t(shared), stream);
@@ -89,8 +90,9 @@ cudaError_t launch_linear(LinearArgs a, const LinearPlan& plan, cudaStream_t str
   a.block = plan.block;
   const LinearKernel kernel = kernels->mma[a.dtype == Dtype::f16][plan.log2_n];
   if (!kernel) return cudaErrorInvalidValue;
-  if (cudaError_t e = launch(kernel, dim3(clamp_grid(plan.grid), unsigned(plan.chunks)),
-                             32 * plan.block.warps, plan.block.bytes(), stream, a))
+  if (cudaError_t e =
+          launch(kernel, dim3(clamp_grid(plan.grid), unsigned(plan.chunks)), 32 * plan.block.warps,
+                 plan.block.bytes(), stream, a, plan.most_shared))
     return e;
   if (plan.chunks == 1) return cudaSuccess;
   const int64_t blocks = std::min<int64_t>(ceil_div(a.m * a.matrix.rows, 256), 1 << 16);
@@ -102,7 +104,7 @@ cudaError_t launch_decode(DecodeArgs a, const DecodePlan& plan, cudaStream_t str
   if (!kernels) return cudaErrorInvalidValue;
   a.block = plan.block;
   return launch(kernels->matrix[a.matrix.predictor], dim3(clamp_grid(plan.grid)),
-                32 * plan.block.warps, plan.block.bytes(), stream, a);
+                32 * plan.block.warps, plan.block.bytes(), stream, a, plan.most_shared);
 }
 
 cudaError_t launch_decode_rows(DecodeArgs a, int processors, cudaStream_t stream) {

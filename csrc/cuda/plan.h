@@ -20,6 +20,7 @@ struct LinearPlan {
   int tile_rows, tile_columns, chunks, x_bytes;  // as in LinearArgs
   int64_t grid;                                  // blocks along x
   BlockLayout block;
+  int most_shared;  // bytes that any block may have on this device
 };
 
 // Whether linear_mma exists for a weight format, an activation and a GPU.
@@ -30,6 +31,7 @@ LinearPlan plan_linear(const CodedView& matrix, int64_t m, Dtype dtype, const De
 struct DecodePlan {
   int64_t grid;
   BlockLayout block;
+  int most_shared;
 };
 DecodePlan plan_decode(const CodedView& matrix, const Device& device);
 

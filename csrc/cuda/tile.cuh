@@ -89,8 +89,9 @@ CLLM_DEVICE int rows_of(const CodedView& m, int64_t tile_row, int64_t& out_row) 
   const int64_t left = int64_t(__ldg(header + kRows)) - local;
   out_row = __ldg(header + kFirstRow) + local;
   const int64_t inside = m.rows - out_row;  // whatever the table says
-  const int64_t rows = left < inside ? left : inside;
-  return local < 0 ? 0 : int(rows < kTileRows ? rows : kTileRows);
+  int64_t rows = left < inside ? left : inside;
+  rows = rows < kTileRows ? rows : kTileRows;
+  return local < 0 || rows < 0 ? 0 : int(rows);
 }
 
 CLLM_DEVICE GlobalWords global_words(const DeviceTile& tile, uint32_t at) {

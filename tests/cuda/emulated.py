@@ -55,6 +55,8 @@ class Plan(c.Structure):
                 "copies",
                 "warps",
                 "shared_bytes",
+                "x_bytes",
+                "extra_bytes",
             )
         ),
         ("grid", c.c_int64),
@@ -136,9 +138,11 @@ def view_of(coded: CodedMatrix, table: torch.Tensor | None = None) -> tuple[View
     return view, table
 
 
-def decode(coded: CodedMatrix, device: Device | None = None) -> tuple[torch.Tensor, int]:
+def decode(
+    coded: CodedMatrix, device: Device | None = None, table: torch.Tensor | None = None
+) -> tuple[torch.Tensor, int]:
     """Words of the matrix, and the status."""
-    view, table = view_of(coded)
+    view, table = view_of(coded, table)
     fmt = coded.info.fmt
     out = torch.full((view.rows, view.cols * fmt.word_bytes), 0x55, dtype=torch.uint8)
     options = (device or Device()).options()
@@ -147,8 +151,10 @@ def decode(coded: CodedMatrix, device: Device | None = None) -> tuple[torch.Tens
     return out.view(fmt.dtype), status
 
 
-def decode_rows(ids: torch.Tensor, coded: CodedMatrix) -> tuple[torch.Tensor, int]:
-    view, table = view_of(coded)
+def decode_rows(
+    ids: torch.Tensor, coded: CodedMatrix, table: torch.Tensor | None = None
+) -> tuple[torch.Tensor, int]:
+    view, table = view_of(coded, table)
     fmt = coded.info.fmt
     out = torch.full((ids.numel(), view.cols * fmt.word_bytes), 0x55, dtype=torch.uint8)
     status = library().emulated_decode_rows(
@@ -174,9 +180,10 @@ def linear(
     coded: CodedMatrix,
     bias: torch.Tensor | None = None,
     device: Device | None = None,
+    table: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, int]:
     """decode_linear of x [m, cols], and the status."""
-    view, table = view_of(coded)
+    view, table = view_of(coded, table)
     scale = coded.info.scale
     out = torch.full((x.shape[0], view.rows), float("nan"), dtype=x.dtype)
     options = (device or Device()).options()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -204,6 +205,68 @@ def test_every_way_to_cut_the_work():
                 assert status == GOOD
                 assert_linear_close(out, x, w)
     assert len(seen) >= 8 and rounds == {False, True}
+
+
+DEVICES = [(86, 6, 99), (89, 24, 99), (80, 108, 163), (90, 132, 227), (90, 16, 227), (80, 4, 163)]
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+def test_plans_keep_inside_their_memory_and_cover_the_matrix(device):
+    arch, processors, kib = device
+    gpu = Device(arch, processors, kib << 10, (kib + 1) << 10)
+    rng = np.random.default_rng(0)
+    paths = set()
+    for _ in range(400):
+        fmt = [BF16, FORMATS["int8"]][rng.integers(2)]
+        tile_cols = int(rng.choice([16, 32, 64, 128, 512, 1024]))
+        _, coded = coded_of("normal", 16, tile_cols, fmt, tile_cols=tile_cols)
+        view, _table = emulated.view_of(coded)
+        view.tile_rows, view.col_tiles = int(rng.integers(1, 3000)), int(rng.integers(1, 60))
+        view.rows, view.cols = 16 * view.tile_rows, tile_cols * view.col_tiles
+        view.stream_bytes *= view.tile_rows * view.col_tiles
+        m = int(rng.integers(1, 65))
+        p = emulated.plan_of(view, m, torch.bfloat16, gpu)
+        paths.add(p.path)
+        if emulated.PATHS[p.path] != "mma":
+            continue
+        sums = 64 * (1 << p.log2_n) * p.tile_rows * p.tile_columns
+        assert p.x_bytes + sums <= p.extra_bytes and p.shared_bytes <= kib << 10
+        assert p.chunks * p.tile_columns >= view.col_tiles > (p.chunks - 1) * p.tile_columns
+        assert 1 <= p.warps <= 24 and 1 <= p.grid <= view.tile_rows
+        assert p.grid * p.chunks <= processors or p.grid == 1
+    assert 0 in paths
+
+
+@pytest.mark.parametrize(
+    "case",
+    [(64, 700, 16, 9, 17, Device(80, 4, 166912, 167936)),
+     (64, 200, 16, 9, 33, Device(86, 6, 101376, 102400)),
+     (80, 700, 64, 10, 17, Device(90, 2, 232448, 233472))],
+    ids=str,
+)  # fmt: skip
+def test_many_narrow_tiles(case):
+    """Sums of tiles that the widest block would have room for, but not the one that is chosen."""
+    rows, cols, tile_cols, scale_bits, m, device = case
+    w = weights(rows, cols, BF16)
+    coded = ops.encode(w, tile_cols=tile_cols, scale_bits=scale_bits, allow_stored=False)
+    x = torch.randn(m, cols, dtype=torch.bfloat16)
+    out, status = emulated.linear(x, coded, device=device)
+    assert status == GOOD
+    assert_linear_close(out, x, w)
+
+
+@pytest.mark.parametrize("value", [-1, 5, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize("field", range(5))
+def test_a_table_that_lies_stays_inside(field, value):
+    _, part = coded_of("normal", 21, 40, BF16, tile_cols=16)
+    coded = ops.CodedMatrix.concat_rows([part, part])
+    for segment in range(2):
+        table = coded.table.clone()
+        table[segment, field] = value
+        emulated.decode(coded, table=table)
+        emulated.decode_rows(torch.tensor([0, 20, 21, 41]), coded, table=table)
+        emulated.linear(torch.ones(3, 40).bfloat16(), coded, table=table)
+        emulated.linear(torch.ones(3, 40), coded, table=table)
 
 
 def test_more_chunks_than_a_grid_has_take_the_other_kernel():

@@ -37,6 +37,9 @@ inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return
 
 namespace emu {
 
+constexpr size_t kFence = 64 << 10;
+constexpr uint8_t kFenceByte = 0x5e;
+
 struct Dim {
   uint32_t x = 1, y = 1, z = 1;
 };
@@ -143,7 +146,11 @@ void launch(Kernel kernel, Dim grid, int threads, int shared_bytes, const Args&.
       state.block_index = {x, y, 0};
       state.shared.assign(size_t(shared_bytes), 0);
       for (uint8_t& b : state.shared) b = uint8_t(random());
+      // What is written through plain pointers beyond the block shows in a fence behind it.
+      state.shared.resize(size_t(shared_bytes) + kFence, kFenceByte);
       run_block(threads);
+      for (size_t i = size_t(shared_bytes); i < state.shared.size(); ++i)
+        if (state.shared[i] != kFenceByte) fail("shared memory: written out of bounds");
     }
   }
 }
@@ -181,7 +188,8 @@ auto collective(const T& mine, F&& read) {
 }
 
 inline const uint8_t* shared_at(uint32_t address, uint32_t bytes) {
-  if (uint64_t(address) + bytes > state.shared.size()) fail("shared memory: out of bounds");
+  if (uint64_t(address) + bytes > state.shared.size() - kFence)
+    fail("shared memory: out of bounds");
   if (address % bytes) fail("shared memory: misaligned");
   return state.shared.data() + address;
 }

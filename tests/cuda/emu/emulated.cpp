@@ -22,11 +22,12 @@ struct Options {
 
 struct Planned {
   int32_t path, log2_n, tile_rows, tile_columns, chunks, copies, warps, shared_bytes;
+  int32_t x_bytes, extra_bytes;
   int64_t grid;
 };
 
 static Device device_of(const Options& o) {
-  return {o.arch, o.processors, o.shared_per_block, o.shared_per_processor};
+  return {o.arch, o.processors, o.shared_per_block, o.shared_per_processor, true};
 }
 
 static void may_read(const void* p, int64_t bytes) {
@@ -45,8 +46,11 @@ extern "C" {
 
 Planned emulated_plan(const CodedView* view, int64_t m, int dtype, const Options* options) {
   const LinearPlan p = plan_linear(*view, m, Dtype(dtype), device_of(*options));
-  return {int(p.path), p.log2_n,       p.tile_rows,   p.tile_columns,
-          p.chunks,    p.block.copies, p.block.warps, p.path == Path::mma ? p.block.bytes() : 0,
+  return {int(p.path),   p.log2_n,
+          p.tile_rows,   p.tile_columns,
+          p.chunks,      p.block.copies,
+          p.block.warps, p.path == Path::mma ? p.block.bytes() : 0,
+          p.x_bytes,     p.block.extra_bytes,
           p.grid};
 }
 

@@ -13,7 +13,8 @@ struct dim3 {
 namespace codecllm::cuda {
 template <class Args>
 cudaError_t launch(void (*kernel)(Args), dim3 grid, int threads, int shared, cudaStream_t,
-                   Args args) {
+                   Args args, int most_shared = 0) {
+  if (shared > 40 << 10 && shared > most_shared) emu::fail("launch: more shared memory than asked");
   emu::launch(kernel, {grid.x, grid.y, 1}, threads, shared, args);
   return cudaSuccess;
 }
