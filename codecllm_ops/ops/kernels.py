@@ -77,7 +77,7 @@ def _decode_rows(ids, stream, raw, index, table, scale, rows, cols, layout, dtyp
     backend = backend_for(stream.device)
     words = backend.decode_rows_words(flat, stream, raw, index, table, rows, cols, layout)
     if scale is not None and scale.numel() > 1:
-        scale = scale[flat.clamp(0, rows - 1)]  # what is outside was said, or is NaN already
+        scale = scale[flat.clamp(0, rows - 1)]  # what is outside was said, or is all ones
     return _finish(words, scale, flat.numel(), cols, layout, dtype).view(*ids.shape, cols)
 
 
