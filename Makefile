@@ -46,6 +46,9 @@ export MAKE_VENV
 INSTALL_TOOLS = grep -E '^(ruff|import-linter|clang-format)\b' requirements/test.txt \
   > $(VENV)/tools.txt && $(PIP) install -q --ignore-installed --no-deps -r $(VENV)/tools.txt
 
+# Beside the environment's own, where there are wheels. Its interpreter wants an older NumPy.
+OLD_TRITON := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' '-')),$(VENV)/triton-3.6)
+
 BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 CXX_FILES     = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
@@ -54,10 +57,14 @@ CXX_FILES     = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*
 demo: $(VENV)/.build
 	$(BIN)/python examples/demo/demo.py $(ARGS)
 
-# One process per core. Triton's interpreter has to be chosen before Triton is imported.
-test: $(VENV)/.test-deps $(VENV)/.build lint-python
+# One process per core. Triton's interpreter has to be chosen before Triton is imported. The kernels
+# are also compiled and interpreted by the oldest Triton that is supported.
+test: $(VENV)/.test-deps $(VENV)/.build $(OLD_TRITON) lint-python
 	$(BIN)/python -m pytest -q -n auto $(ARGS)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n auto -k triton $(ARGS)
+	$(if $(OLD_TRITON),PYTHONPATH=$(OLD_TRITON) $(BIN)/python -m pytest -q -n auto tests/triton_kernels)
+	$(if $(OLD_TRITON),PYTHONPATH=$(OLD_TRITON) TRITON_INTERPRET=1 \
+	  $(BIN)/python -m pytest -q -n auto tests/triton_kernels)
 
 lint: lint-python lint-cpp
 
@@ -101,6 +108,10 @@ $(VENV)/.test-deps: requirements/test.txt $(VENV)/.demo-deps
 	$(PIP) install -q -r requirements/test.txt
 	$(if $(strip $(TORCH)),,$(INSTALL_TOOLS))
 	touch $@
+
+$(VENV)/triton-3.6: | $(VENV)/.test-deps
+	$(PIP) install -q --no-deps --target $@.part "triton==3.6.0" "numpy<2.4"
+	mv $@.part $@
 
 $(VENV)/.build: $(BUILD_INPUTS) $(VENV)/.demo-deps
 	$(PIP) install -q --no-build-isolation -e .
