@@ -86,7 +86,9 @@ def test_a_device_that_is_not_there(tmp_path, device, sentence):
 def test_a_backend_that_does_not_exist(folder):
     nonsense = {"CODECLLM_BACKEND": "nonsense"}
     done = run_process("info", folder, env=nonsense)
-    assert_one_sentence(done, "CODECLLM_BACKEND=nonsense is not one of auto, cpu, cuda, reference")
+    assert_one_sentence(
+        done, "CODECLLM_BACKEND=nonsense is not one of auto, cpu, cuda, triton, reference"
+    )
     done = run_process("doctor", env=nonsense)
     assert done.returncode == 0 and "problem: " in done.stdout
     assert "CODECLLM_BACKEND=nonsense is not one of" in done.stdout

@@ -35,13 +35,13 @@ every_target = pytest.mark.parametrize("target", TARGETS)
 every_format = pytest.mark.parametrize("fmt", FORMATS)
 
 
-def tiles_for(fmt: str, dtype: str, m: int, target=SM_90) -> list[int]:
+def tiles_for(fmt: str, dtype: str, m: int, target=SM_90, left: bool = False) -> list[int]:
     """Tile rows of a program, of all choices that the launcher may make."""
     hip = target.backend == "hip"
     arch = None if hip else divmod(target.arch, 10)
     product = launch.operand(FORMATS[fmt], DTYPES[dtype], arch)
     n = max(launch.columns_of_x(m, product), 16 if hip else 0)
-    choices = launch.linear_choices(10_000, 32, n, 132, product != tl.float32)
+    choices = launch.linear_choices(10_000, 32, n, 132, product != tl.float32, left)
     return sorted({tiles for tiles, _ in choices})
 
 
@@ -63,7 +63,7 @@ def test_linear_of_every_format(fmt, dtype, m):
 @every_format
 def test_linear_with_predictor_left(fmt, m):
     for dtype in ("bf16", "fp16"):
-        for tiles in tiles_for(fmt, dtype, m):
+        for tiles in tiles_for(fmt, dtype, m, left=True):
             kernel = compiled.linear_kernel(SM_90, FORMATS[fmt], DTYPES[dtype], m, tiles, left=True)
             assert_no_spills(kernel, f"{dtype}, {tiles} tiles")
 

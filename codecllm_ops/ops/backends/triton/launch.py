@@ -235,8 +235,11 @@ def linear(x: torch.Tensor, m: Matrix, scale, bias, status) -> torch.Tensor:
 
     with _on(m.stream.device):
         key = ("linear", m.layout, m.rows, m.cols, x.dtype, n)
-        shape, cores = (m.tile_rows, m.col_tiles, n), product != tl.float32
-        run(tune.choose(key, lambda: linear_choices(*shape, _processors(), cores), run))
+        shape, kind = (
+            (m.tile_rows, m.col_tiles, n),
+            (product != tl.float32, bool(m.layout.predictor)),
+        )
+        run(tune.choose(key, lambda: linear_choices(*shape, _processors(), *kind), run))
     return out
 
 
@@ -297,16 +300,19 @@ def decode_choices(tiles: int, processors: int) -> list[int]:
 
 
 def linear_choices(
-    tile_rows: int, col_tiles: int, n: int, processors: int, cores: bool
+    tile_rows: int, col_tiles: int, n: int, processors: int, cores: bool, left: bool = False
 ) -> list[tuple[int, int]]:
     """Tile rows of a program and parts of the columns, the likely best first.
 
     Args:
         cores: products run on tensor cores.
+        left: predictor `left`, whose sums take registers too.
     """
     found = []
     for tiles in (2, 1, 4):
         if tiles * n > 64 and not (cores and tiles == 2):  # registers of the sums
+            continue
+        if tiles == 4 and left:
             continue
         blocks = ceil_div(tile_rows, tiles)
         splits = min(col_tiles, ceil_div(_WARPS * processors, blocks))
