@@ -148,11 +148,12 @@ def running(backend: str) -> Iterator[None]:
     Triton's kernels in its interpreter."""
     if backend in ("reference", "triton"):
         before = ops.use_backend(backend)
-        if backend == "triton":
-            ops.set_check(True)
+        checked = ops.set_check(True) if backend == "triton" else None
         try:
             yield
         finally:
+            if checked is not None:
+                ops.set_check(checked)
             ops.use_backend(before)
         return
     ops.select_cpu_isa(backend)
