@@ -20,6 +20,7 @@ from types import ModuleType
 
 import torch
 
+from ..codec.coded import STORED_BIT
 from . import schema  # noqa: F401  (a compiled library implements ops that must exist)
 from .backends import reference
 from .backends.layout import Layout
@@ -46,8 +47,8 @@ class _Compiled:
         return self._ops()._decode_words(*args)
 
     def decode_rows_words(self, ids, stream, raw, index, table, rows, cols, layout):
-        if ids.is_cuda and (unpacked := Layout.unpack(layout)).stored:
-            row_bytes = cols * unpacked.fmt.word_bytes
+        if ids.is_cuda and layout >> STORED_BIT & 1:
+            row_bytes = cols * Layout.unpack(layout).fmt.word_bytes
             return stored_rows(ids, stream, rows, row_bytes, _checking)
         return self._ops()._decode_rows_words(ids, stream, raw, index, table, rows, cols, layout)
 

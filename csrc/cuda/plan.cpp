@@ -109,7 +109,7 @@ struct Cut {
   }
 };
 
-constexpr int64_t kMoreChunks = 8;  // than the fewest: none of these was ever the best
+constexpr int64_t kMoreChunks = 8;  // times the fewest are looked at: every call makes a plan
 
 }  // namespace
 

@@ -89,7 +89,7 @@ def reduce_kernel(target, dtype: torch.dtype):
         target,
         {"bias": f"*{name}", "out": f"*{name}"},
         {"PER_ROW": True, "BLOCK": 256},
-        num_warps=4,
+        **(launch.options() | {"num_warps": 4}),
     )
 
 

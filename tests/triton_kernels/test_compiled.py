@@ -142,6 +142,16 @@ def test_amd_gets_no_ptx(target):
     assert "inline_asm" not in kernel.asm["ttir"]
 
 
+@every_target
+def test_subnormals_are_not_flushed(target):
+    """fp8_e4m3 goes through float32 subnormals; the interpreter would not notice."""
+    kernel = compiled.linear_kernel(TARGETS[target], FORMATS["fp8_e4m3"], torch.bfloat16, 1, 2)
+    if "ptx" in kernel.asm:
+        assert "mul" in kernel.asm["ptx"] and ".ftz" not in kernel.asm["ptx"]
+    else:
+        assert ".amdhsa_float_denorm_mode_32 3" in kernel.asm["amdgcn"]
+
+
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_120"])
 def test_weights_stay_in_registers(target):
     """The fragments are what tensor cores take: no weight moves between threads."""

@@ -78,7 +78,7 @@ def test_shapes_share_a_kernel(compiled):
         compiled.clear()
         backend.decode_linear(torch.randn(m, cols).bfloat16(), *tensors, None, None, *shape)
         hashes.update(k.hash for name, k in compiled if name == "linear")
-    assert len(hashes) <= 2  # with partial sums and without
+    assert 1 <= len(hashes) <= 2  # with partial sums and without
 
 
 def test_above_64_rows_and_stored_matrices_are_left_to_a_gemm(compiled):

@@ -42,6 +42,22 @@ def _store(to, high, low, words, FLIP: tl.constexpr, WORD_BITS: tl.constexpr, EV
         tl.store(to + 1, second.to(dtype), mask=words >= 2)
 
 
+@triton.jit
+def _store_group(upper_to, lower_to, group, in_upper, in_lower, left,
+                 u0, u1, u2, u3, l0, l1, l2, l3,
+                 FLIP: tl.constexpr, WORD_BITS: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
+    """The four pairs of a group; `left` of the matrix's columns from this lane's first one on."""
+    left -= 16 * group
+    upper_to += group * (16 * (WORD_BITS // 8))
+    lower_to += group * (16 * (WORD_BITS // 8))
+    half: tl.constexpr = 8 * (WORD_BITS // 8)
+    in_u, in_l = tl.where(in_upper, left, 0), tl.where(in_lower, left, 0)
+    _store(upper_to, u0, l0, in_u, FLIP, WORD_BITS, EVEN)
+    _store(lower_to, u1, l1, in_l, FLIP, WORD_BITS, EVEN)
+    _store(upper_to + half, u2, l2, in_u - 8, FLIP, WORD_BITS, EVEN)
+    _store(lower_to + half, u3, l3, in_l - 8, FLIP, WORD_BITS, EVEN)
+
+
 @triton.jit(do_not_specialize=_NUMBERS[1:])
 def decode_matrix(coded, raw, index, table, out, status,
                   rows, cols, segments, segment_steps, total_words, record_ints, tile_cols,
@@ -62,12 +78,10 @@ def decode_matrix(coded, raw, index, table, out, status,
     tile_row = tl.minimum(wanted, tile_rows - 1)
     segment = segment_of(table, 8 + (1 << SCALE_BITS), 4, tile_row, segments, segment_steps)
     header, base, slots = segment_table(table, segment, SCALE_BITS, SHIFT)
-    number = tile_row * col_tiles + col_tile
-    words, last, state, ahead, at, end, inside = locate(
-        coded, index, number, segment, lane, total_words, record_ints, True
-    )
-    tile_raw = raw + (tile_row * raw_row + col_tile.to(tl.int64) * raw_tile)
-    columns = tl.minimum(cols - col_tile * tile_cols, tile_cols)
+    words, last, state, ahead, at, end, inside, number, columns, tile_raw, seed = locate(
+        coded, raw, index, header, segment, tile_row, col_tile, lane, cols, tile_cols, col_tiles,
+        raw_row, raw_tile, total_words, record_ints, True, LEFT,
+    )  # fmt: skip
     groups = (columns + 15) // 16
     first, count = rows_of(table, 8 + (1 << SCALE_BITS), tile_row, rows, segments, segment_steps)
     g, t = lane // 4, lane % 4
@@ -78,23 +92,17 @@ def decode_matrix(coded, raw, index, table, out, status,
     col = col_tile.to(tl.int64) * tile_cols + 2 * t
     upper_to = out + (upper_row * cols + col) * (WORD_BITS // 8)
     lower_to = out + (lower_row * cols + col) * (WORD_BITS // 8)
-    upper = lane * 0  # last values of the rows, for predictor `left`
-    if LEFT:
-        upper = tl.load(header + 1)
-    lower = upper
+    upper = seed  # last values of the rows, for predictor `left`
+    lower = seed
     for group in range(groups):
         state, ahead, at, upper, lower, u0, u1, u2, u3, l0, l1, l2, l3 = group_words(
             state, ahead, at, upper, lower, words, last, slots, base, tile_raw, lane,
             group, groups, BITS, SHIFT, PLANES, LOW, SCALE_BITS, LEFT,
         )  # fmt: skip
-        left = columns - 16 * group - 2 * t
-        offset = group * (16 * (WORD_BITS // 8))
-        half: tl.constexpr = 8 * (WORD_BITS // 8)
-        in_u, in_l = tl.where(in_upper, left, 0), tl.where(in_lower, left, 0)
-        _store(upper_to + offset, u0, l0, in_u, FLIP, WORD_BITS, EVEN)
-        _store(lower_to + offset, u1, l1, in_l, FLIP, WORD_BITS, EVEN)
-        _store(upper_to + (offset + half), u2, l2, in_u - 8, FLIP, WORD_BITS, EVEN)
-        _store(lower_to + (offset + half), u3, l3, in_l - 8, FLIP, WORD_BITS, EVEN)
+        _store_group(
+            upper_to, lower_to, group, in_upper, in_lower, columns - 2 * t,
+            u0, u1, u2, u3, l0, l1, l2, l3, FLIP, WORD_BITS, EVEN,
+        )  # fmt: skip
 
     good = inside & (state == (1 << 16)) & (at == end)
     if CHECK:
@@ -103,16 +111,13 @@ def decode_matrix(coded, raw, index, table, out, status,
     if tl.min(whole, 0) == 0:
         # All ones, a NaN in every float format: never a number that looks right.
         ones = base * 0 + 0xFFFFFFFF
+        in_upper &= whole == 0
+        in_lower &= whole == 0
         for group in range(groups):
-            left = columns - 16 * group - 2 * t
-            offset = group * (16 * (WORD_BITS // 8))
-            half: tl.constexpr = 8 * (WORD_BITS // 8)
-            in_u = tl.where(in_upper & (whole == 0), left, 0)
-            in_l = tl.where(in_lower & (whole == 0), left, 0)
-            _store(upper_to + offset, ones, ones, in_u, 0, WORD_BITS, EVEN)
-            _store(lower_to + offset, ones, ones, in_l, 0, WORD_BITS, EVEN)
-            _store(upper_to + (offset + half), ones, ones, in_u - 8, 0, WORD_BITS, EVEN)
-            _store(lower_to + (offset + half), ones, ones, in_l - 8, 0, WORD_BITS, EVEN)
+            _store_group(
+                upper_to, lower_to, group, in_upper, in_lower, columns - 2 * t,
+                ones, ones, ones, ones, ones, ones, ones, ones, 0, WORD_BITS, EVEN,
+            )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_NUMBERS)
@@ -143,19 +148,15 @@ def decode_rows(ids, count, coded, raw, index, table, out, status,
     in_tile = (local % 16).to(tl.int32)
     is_upper = in_tile < 8
     lane = in_tile % 8 * 4 + t
-    number = tile_row * col_tiles + col_tile
-    words, last, state, ahead, at, end, inside = locate(
-        coded, index, number, segment, lane, total_words, record_ints, False
-    )
-    tile_raw = raw + (tile_row * raw_row + col_tile.to(tl.int64) * raw_tile)
-    columns = tl.minimum(cols - col_tile * tile_cols, tile_cols)
+    words, last, state, ahead, at, end, inside, number, columns, tile_raw, seed = locate(
+        coded, raw, index, header, segment, tile_row, col_tile, lane, cols, tile_cols, col_tiles,
+        raw_row, raw_tile, total_words, record_ints, False, LEFT,
+    )  # fmt: skip
     groups = (columns + 15) // 16
     col = col_tile.to(tl.int64) * tile_cols + 2 * t
     to = out + (tl.where(mine, which, 0) * cols + col) * (WORD_BITS // 8)
-    upper = lane * 0  # last values of the rows, for predictor `left`
-    if LEFT:
-        upper = tl.load(header + 1)
-    lower = upper
+    upper = seed  # last values of the rows, for predictor `left`
+    lower = seed
     half: tl.constexpr = 8 * (WORD_BITS // 8)
     for group in range(groups):
         state, ahead, at, upper, lower, u0, u1, u2, u3, l0, l1, l2, l3 = group_words(

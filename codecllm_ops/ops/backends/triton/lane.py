@@ -51,12 +51,13 @@ def rows_of(table, stride, tile_row, rows, segments, steps):
 
 
 @triton.jit
-def locate(coded, index, number, segment, lane, total_words, record_ints,
-           IN_ORDER: tl.constexpr):  # fmt: skip
-    """Where each lane begins, from the tile index.
+def locate(coded, raw, index, header, segment, tile_row, col_tile, lane, cols, tile_cols, col_tiles,
+           raw_row, raw_tile, total_words, record_ints,
+           IN_ORDER: tl.constexpr, LEFT: tl.constexpr):  # fmt: skip
+    """A lane at the beginning of its tile, from the tile index.
 
     Args:
-        number, segment: of each lane's tile, int64.
+        header, segment, tile_row: of each lane's tile; tile_row int64.
         IN_ORDER: the lanes of a tile stand together, so that their starts are a prefix sum.
 
     Returns:
@@ -66,7 +67,16 @@ def locate(coded, index, number, segment, lane, total_words, record_ints,
         end: position of the lane's end.
         inside: whether the record names `segment` and a place in the coded plane. Lanes of other
             tiles decode something that is surely there.
+        number, columns: of the tile.
+        tile_raw: its part of the raw plane.
+        seed: what stands left of it, for predictor `left`.
     """
+    number = tile_row * col_tiles + col_tile
+    tile_raw = raw + (tile_row * raw_row + (tile_row * 0 + col_tile) * raw_tile)
+    columns = tl.minimum(cols - col_tile * tile_cols, tile_cols)
+    seed = lane * 0
+    if LEFT:
+        seed = tl.load(header + 1)
     record = index + number * record_ints
     first = tl.load(record).to(tl.uint32, bitcast=True).to(tl.int64) * 8
     second = tl.load(record + 1).to(tl.uint32, bitcast=True)
@@ -88,7 +98,8 @@ def locate(coded, index, number, segment, lane, total_words, record_ints,
     high = tl.load(words + (at + 1)).to(tl.uint32)
     ahead = tl.load(words + (at + 2))
     last = tl.minimum(total_words - 8 - first, 1 << 30).to(tl.int32)
-    return words, last, (high << 16) | low, ahead, at + 2, end, inside
+    state = (high << 16) | low
+    return words, last, state, ahead, at + 2, end, inside, number, columns, tile_raw, seed
 
 
 @triton.jit

@@ -36,6 +36,7 @@ INTERPRETED = triton.knobs.runtime.interpret
 TOGETHER = tuple(int(n) for n in triton.__version__.split(".")[:2]) < (3, 8)  # values.py: fragment
 
 
+@functools.cache
 def format_constants(fmt: WeightFormat) -> dict:
     """What kernels know of a format at compile time, from its entry."""
     planes = [p for p in fmt.planes if not p.low_half]
@@ -230,7 +231,8 @@ def linear(x: torch.Tensor, m: Matrix, scale, bias, status) -> torch.Tensor:
         if splits > 1:
             linear_kernels.reduce[(ceil_div(out.numel(), 256),)](
                 to, scale, bias, out, out.shape[0], m.rows, splits,
-                PER_ROW=m.layout.scale_kind == ROW_SCALE, BLOCK=256, num_warps=4,
+                PER_ROW=m.layout.scale_kind == ROW_SCALE, BLOCK=256,
+                **(options() | {"num_warps": 4}),
             )  # fmt: skip
 
     with _on(m.stream.device):

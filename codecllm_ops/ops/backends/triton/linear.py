@@ -54,16 +54,13 @@ def linear(x, coded, raw, index, table, scale, bias, out, status,
     first_tile = (col_tiles.to(tl.int64) * split // splits).to(tl.int32)
     last_tile = (col_tiles.to(tl.int64) * (split + 1) // splits).to(tl.int32)
     for col_tile in range(first_tile, last_tile):
-        number = tile_row * col_tiles + col_tile
-        words, last, state, ahead, at, end, inside = locate(
-            coded, index, number, segment, lane, total_words, record_ints, True
-        )
-        tile_raw = raw + (tile_row * raw_row + (tile_row * 0 + col_tile) * raw_tile)
-        groups = (tl.minimum(cols - col_tile * tile_cols, tile_cols) + 15) // 16
-        upper = lane * 0  # last values of the rows, for predictor `left`
-        if LEFT:
-            upper = tl.load(header + 1)
-        lower = upper
+        words, last, state, ahead, at, end, inside, number, columns, tile_raw, seed = locate(
+            coded, raw, index, header, segment, tile_row, col_tile, lane, cols, tile_cols,
+            col_tiles, raw_row, raw_tile, total_words, record_ints, True, LEFT,
+        )  # fmt: skip
+        upper = seed  # last values of the rows, for predictor `left`
+        lower = seed
+        groups = (columns + 15) // 16
         for group in range(groups):
             state, ahead, at, upper, lower, u0, u1, u2, u3, l0, l1, l2, l3 = group_words(
                 state, ahead, at, upper, lower, words, last, slots, base, tile_raw, lane,
