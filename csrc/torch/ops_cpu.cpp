@@ -87,30 +87,56 @@ void decode_into(const Tensor& stream, const Tensor& raw, const Tensor& index, c
                "decode");
 }
 
+// Words of rows `ids` (int64, contiguous) to `to`, row by row.
+void copy_rows(const Tensor& ids, const Operand& coded, const CodedView& view, uint8_t* to) {
+  const int64_t n = ids.numel(), rows = coded.rows;
+  const int64_t* id = ids.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < n; ++i)
+    CLLM_CHECK(id[i] >= 0 && id[i] < rows, "codecllm::decode_rows: index ", id[i],
+               " is out of range for a matrix of ", rows, " rows");
+  const int64_t row_bytes = coded.cols * word_bytes(coded.layout.format, "decode_rows");
+  if (n * row_bytes == 0) return;
+  if (coded.layout.stored()) {
+    for (int64_t i = 0; i < n; ++i)
+      memcpy(to + i * row_bytes, view.stream + id[i] * row_bytes, size_t(row_bytes));
+    return;
+  }
+  SharedStatus status;
+  torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+    status.merge(decode_rows(view, id, begin, end, to));
+  });
+  check_status(status.get(), "decode_rows");
+}
+
 Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& raw,
                          const Tensor& index, const Tensor& table, int64_t rows, int64_t cols,
                          int64_t layout_word) {
   const Operand coded(stream, raw, index, table, rows, cols, layout_word);
   const CodedView view = coded_view(coded, "decode_rows");
   check_tensor(ids, ScalarType::Long, 1, "decode_rows", "ids", stream);
-  const int64_t* id = ids.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < ids.numel(); ++i)
-    CLLM_CHECK(id[i] >= 0 && id[i] < rows, "codecllm::decode_rows: index ", id[i],
-               " is out of range for a matrix of ", rows, " rows");
   const int64_t row_bytes = cols * word_bytes(coded.layout.format, "decode_rows");
   Tensor out = torch::stable::new_empty(stream, {ids.numel(), row_bytes}, ScalarType::Byte);
-  if (!out.numel()) return out;
-  uint8_t* to = out.mutable_data_ptr<uint8_t>();
-  if (coded.layout.stored()) {
-    for (int64_t i = 0; i < ids.numel(); ++i)
-      memcpy(to + i * row_bytes, view.stream + id[i] * row_bytes, size_t(row_bytes));
-    return out;
-  }
-  SharedStatus status;
-  torch::stable::parallel_for(0, ids.numel(), 1, [&](int64_t begin, int64_t end) {
-    status.merge(decode_rows(view, id, begin, end, to));
-  });
-  check_status(status.get(), "decode_rows");
+  copy_rows(ids, coded, view, out.mutable_data_ptr<uint8_t>());
+  return out;
+}
+
+// The common case, an embedding in the dtype that is coded, without a detour through Python; all
+// else is decoded, scaled and cast there.
+Tensor decode_rows_op(const Tensor& ids, const Tensor& stream, const Tensor& raw,
+                      const Tensor& index, const Tensor& table, OptTensor scale, int64_t rows,
+                      int64_t cols, int64_t layout_word, std::optional<ScalarType> dtype) {
+  const Operand coded(stream, raw, index, table, rows, cols, layout_word);
+  const bool plain = ids.is_cpu() && ids.scalar_type() == ScalarType::Long && ids.is_contiguous();
+  const std::optional<ScalarType> native = word_dtype(coded.layout.format);
+  if (!plain || scale || coded.layout.scale_kind != kNoScale || !native ||
+      dtype.value_or(*native) != *native)
+    return decode_rows_converted(ids, coded, scale, dtype);
+  const CodedView view = coded_view(coded, "decode_rows");
+  std::vector<int64_t> shape;
+  for (int64_t d = 0; d < ids.dim(); ++d) shape.push_back(ids.size(d));
+  shape.push_back(cols);
+  Tensor out = torch::stable::new_empty(stream, shape, *native);
+  copy_rows(ids, coded, view, (uint8_t*)out.mutable_data_ptr());
   return out;
 }
 
@@ -351,6 +377,7 @@ std::string available_isas() {
 STABLE_TORCH_LIBRARY_IMPL(codecllm, CPU, m) {
   m.impl("_decode_into", TORCH_BOX(&codecllm::decode_into));
   m.impl("_decode_rows_words", TORCH_BOX(&codecllm::decode_rows_words));
+  m.impl("decode_rows", TORCH_BOX(&codecllm::decode_rows_op));
   m.impl("decode_linear", TORCH_BOX(&codecllm::decode_linear));
   m.impl("_count_values", TORCH_BOX(&codecllm::count_values_op));
   m.impl("_count_pairs", TORCH_BOX(&codecllm::count_pairs_op));
