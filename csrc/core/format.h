@@ -175,4 +175,33 @@ CLLM_HD constexpr int container_at(int i, int lane, int count) {
 CLLM_HD constexpr int pair_row(int lane, int j) { return lane / 4 + 8 * (j & 1); }
 CLLM_HD constexpr int pair_col(int lane, int j) { return 2 * (lane % 4) + 8 * (j >> 1); }
 
+// Where the pair of that row and column of a tile is in lane order, [group][j][lane]. The eight
+// columns from a multiple of 8 on are four neighbours.
+CLLM_HD constexpr int pair_at(int row, int col) {
+  int j = row / 8 + 2 * (col / 8 % 2), lane = row % 8 * 4 + col % 8 / 2;
+  return (col / kGroupCols * kPairsPerGroup + j) * kLanes + lane;
+}
+
+// How columns are cut into tiles: all of tile_cols, the last one of what is left.
+struct ColumnTiles {
+  int64_t cols;
+  int tile_cols;
+
+  CLLM_HD constexpr int64_t count() const { return ceil_div(cols, tile_cols); }
+  CLLM_HD constexpr int64_t first_col(int64_t tile) const { return tile * tile_cols; }
+  CLLM_HD constexpr int columns(int64_t tile) const {
+    const int64_t left = cols - first_col(tile);
+    return int(left < tile_cols ? left : tile_cols);
+  }
+  CLLM_HD constexpr int groups(int64_t tile) const {
+    return int(ceil_div(columns(tile), kGroupCols));
+  }
+  // Raw plane of a row of tiles.
+  CLLM_HD constexpr int64_t raw_row_bytes(const WeightFormat& f) const {
+    if (cols == 0) return 0;
+    const int64_t last = count() - 1;
+    return last * raw_tile_bytes(f, tile_cols / kGroupCols) + raw_tile_bytes(f, groups(last));
+  }
+};
+
 }  // namespace codecllm
