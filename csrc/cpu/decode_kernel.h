@@ -25,8 +25,8 @@ inline void write_rows(const CodedView& view, const TilePlace& tile, const uint3
                        const uint32_t* low, int64_t row0, uint8_t* out) {
   for (int row = 0; row < tile.rows; ++row) {
     const int64_t to = (tile.out_row + row - row0) * view.cols + tile.first_col;
-    write_words<F>(pairs, low, tile.cols, out + to * F::fmt.word_bytes(),
-                   [row](int col) { return pair_at(row, col); });
+    const int from = pair_at(row, 0);
+    write_words<F>(pairs + from, low + from, kRunsApart, tile.cols, out + to * F::fmt.word_bytes());
   }
 }
 

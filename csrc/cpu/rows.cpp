@@ -31,8 +31,8 @@ static Status decode_row(const CodedView& view, int64_t row, uint8_t* out) {
     TilePlace tile;
     Status status = decode_row_of_tile<F>(view, at, col_tile, tile, decoded);
     if (!status) return status;
-    write_words<F>(decoded.pairs, decoded.low, tile.cols,
-                   out + tile.first_col * F::fmt.word_bytes(), [](int col) { return col / 2; });
+    write_words<F>(decoded.pairs, decoded.low, 4, tile.cols,
+                   out + tile.first_col * F::fmt.word_bytes());
   }
   return {};
 }

@@ -276,10 +276,9 @@ class RansSource {
   void second_pass(const Tile& tile, uint32_t* pairs) const {
     for (int row = 0; row < kTileRows; ++row) {
       uint32_t value = tile.seed;
-      for (int col = 0; col < kGroupCols * tile.groups; ++col) {
-        uint32_t& pair = pairs[pair_at(row, col)];
-        pair = undo_left<F>(pair, col & 1, value);
-      }
+      uint32_t* run = pairs + pair_at(row, 0);
+      for (int left = 2 * tile.groups; left > 0; --left, run += kRunsApart)
+        for (int col = 0; col < 8; ++col) run[col / 2] = undo_left<F>(run[col / 2], col & 1, value);
     }
   }
 

@@ -29,22 +29,21 @@ CLLM_INLINE void write_run(const uint32_t* pairs, const uint32_t* low, uint8_t* 
   }
 }
 
-// `cols` words of a row; run_at(col): where its pairs from column `col` on are, col a multiple
-// of 8.
-template <class F, class RunAt>
-CLLM_INLINE void write_words(const uint32_t* pairs, const uint32_t* low, int cols, uint8_t* out,
-                             RunAt&& run_at) {
-  constexpr int kBytes = F::fmt.word_bytes();
-  for (int col = 0; col < cols; col += 8) {
-    const int at = run_at(col);
-    if (col + 8 <= cols) {
-      write_run<F>(pairs + at, low + at, out + col * kBytes);
-    } else {
-      uint8_t run[8 * kBytes];
-      write_run<F>(pairs + at, low + at, run);
-      memcpy(out + col * kBytes, run, size_t(cols - col) * kBytes);
-    }
+// `cols` words of a row. Its runs of four pairs are `apart` from each other.
+template <class F>
+CLLM_INLINE void write_words(const uint32_t* pairs, const uint32_t* low, int64_t apart, int cols,
+                             uint8_t* out) {
+  constexpr int kRunBytes = 8 * F::fmt.word_bytes();
+  for (int left = cols / 8; left > 0; --left) {
+    write_run<F>(pairs, low, out);
+    pairs += apart;
+    low += apart;
+    out += kRunBytes;
   }
+  if (cols % 8 == 0) return;
+  uint8_t run[kRunBytes];
+  write_run<F>(pairs, low, run);
+  memcpy(out, run, size_t(cols % 8) * F::fmt.word_bytes());
 }
 
 }  // namespace
