@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..format.head import ESCAPE, MAX_INDEX, Head, Segment
-from ..format.weight_formats import WeightFormat
+from ...format.head import ESCAPE, MAX_INDEX, Head, Segment
+from ...format.weight_formats import WeightFormat
 
 WINDOW = MAX_INDEX + 1
 # Shares of one slot's expected count from which on a pair may stay in the table.
@@ -26,8 +26,7 @@ def choose_window(counts: np.ndarray) -> int:
     if counts.size <= WINDOW:
         return 0
     inside = np.convolve(counts, np.ones(WINDOW, counts.dtype), mode="valid")
-    # The leftmost best window often starts with empty values; a centred one is as good, but the
-    # leftmost nonzero start keeps ids small and the choice unique.
+    # The first of several that are equally good, so that the choice is unique.
     return int(np.argmax(inside))
 
 
