@@ -3,6 +3,7 @@
 #include <stdint.h>
 
 #include "format.h"
+#include "layout.h"
 
 namespace codecllm {
 
@@ -17,6 +18,7 @@ struct CodedView {
   int format, scale_bits, len_bits, predictor, tile_cols;
   // Derived from the above by the caller, once: tile_rows from the table, the others by derive().
   int64_t tile_rows, col_tiles, raw_row_bytes, raw_tile_bytes;
+  Coding coding = Coding::rans;
 
   CLLM_INLINE void derive() {
     col_tiles = column_tiles().count();

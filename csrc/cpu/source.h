@@ -1,7 +1,7 @@
 // Where kernels get their pairs from. A source is one coding of one weight format: it finds tiles
 // and decodes them. Kernels (decode_kernel.h, linear_kernel.h) know tiles, and what is to be done
-// with a pair register, a sink; nothing else. A coding is a file source_<coding>.h, and its lines in
-// sources.h.
+// with a pair register, a sink; nothing else. A coding is a file source_<coding>.h, and its lines
+// in sources.h.
 #pragma once
 #include <concepts>
 

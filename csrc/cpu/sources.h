@@ -5,6 +5,8 @@
 namespace codecllm {
 namespace {
 
+static_assert(kCodings == 2, "a coding without a source: rans has one, stored needs none");
+
 // Calls use(source) -> Status with the source of the matrix's coding and format.
 template <class Use>
 inline Status with_source(const CodedView& view, uint8_t* scratch, Use&& use) {

@@ -122,7 +122,7 @@ struct LinearCall {
   OptTensor scale, bias;
 
   Scale weight_scale() const {
-    return {scale ? scale->const_data_ptr<float>() : nullptr, layout.scale_kind == kRowScale};
+    return Scale::of(layout.scale_kind, scale ? scale->const_data_ptr<float>() : nullptr);
   }
 };
 

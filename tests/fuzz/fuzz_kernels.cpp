@@ -446,10 +446,10 @@ void check_linear(Random& random, const Kernels& k, const CodedView& view, const
                   bool converted) {
   const Dtype dtype = random.of({Dtype::f32, Dtype::bf16, Dtype::f16});
   const size_t element = dtype == Dtype::f32 ? 4 : 2;
-  const int scale_kind = int(random.below(3));
-  Buffer scale(size_t(scale_kind == 0 ? 0 : scale_kind == 1 ? 4 : 4 * view.rows), any_kind(random));
+  const ScaleKind scale_kind = ScaleKind(random.below(kScaleKinds));
+  Buffer scale(size_t(4 * Scale::count(scale_kind, view.rows)), any_kind(random));
   memset(scale.data(), 0x3f, scale.size());
-  const Scale scales = {scale_kind ? scale.as<float>() : nullptr, scale_kind == 2};
+  const Scale scales = Scale::of(scale_kind, scale.as<float>());
   Range range = any_range(random, view);
   const bool whole = range.begin == 0 && range.end == view.tile_rows;
   Status s;
