@@ -147,8 +147,9 @@ struct LinearCall {
   Tensor x;  // [M, K], contiguous
   OptTensor scale, bias;
 
-  const float* scales() const { return scale ? scale->const_data_ptr<float>() : nullptr; }
-  bool scale_per_row() const { return layout.scale_kind == kRowScale; }
+  Scale weight_scale() const {
+    return Scale::of(layout.scale_kind, scale ? scale->const_data_ptr<float>() : nullptr);
+  }
 };
 
 // Decoded weights live in registers and the first-level cache only.
@@ -156,15 +157,13 @@ Tensor fused_linear(const LinearCall& c) {
   const int64_t m = c.x.size(0), rows = c.view.rows, cols = c.view.cols;
   Tensor out = torch::stable::new_empty(c.x, {m, rows});
   const Kernels& k = kernels();
-  const bool as_bf16 = k.bf16_dot && c.dtype == Dtype::bf16 && c.view.format == Bf16::fmt.id;
-  const int64_t padded = ceil_div(cols, kGroupCols) * kGroupCols;
-  ScratchBuffer packed(m * padded * (as_bf16 ? 2 : 4));
+  const bool as_bf16 = packs_bf16(k, c.view, c.dtype);
+  ScratchBuffer packed(packed_bytes(m, cols, as_bf16));
   pack_x(c.x.const_data_ptr(), c.dtype, m, cols, as_bf16, packed.get());
   const LinearArgs a = {packed.get(),
                         as_bf16,
                         m,
-                        c.scales(),
-                        c.scale_per_row(),
+                        c.weight_scale(),
                         c.bias ? c.bias->const_data_ptr() : nullptr,
                         out.mutable_data_ptr(),
                         c.dtype,
@@ -201,9 +200,8 @@ Tensor gemm_linear(const LinearCall& c) {
     uint8_t* to = (uint8_t*)scratch.mutable_data_ptr();
     check_status(parallel_tile_rows(c.view, begin, end, 0,
                                     [&](int64_t lo, int64_t hi, uint8_t* thread_scratch) {
-                                      return k.decode_as(c.view, lo, hi, c.dtype, c.scales(),
-                                                         c.scale_per_row(), row0, to,
-                                                         thread_scratch);
+                                      return k.decode_as(c.view, lo, hi, c.dtype, c.weight_scale(),
+                                                         row0, to, thread_scratch);
                                     }),
                  "decode_linear");
     Tensor weight = torch::stable::narrow(scratch, 0, 0, n);
@@ -327,7 +325,7 @@ std::tuple<Tensor, Tensor, Tensor> encode_tiles_op(const Tensor& words, const Te
   const int64_t tile_rows = ceil_div(view.rows, kTileRows), col_tiles = ceil_div(cols, tile_cols);
   int64_t raw_bytes = 0;
   with_format(view.format,
-              [&](auto f) { raw_bytes = raw_row_bytes(decltype(f)::fmt, cols, int(tile_cols)); });
+              [&](auto f) { raw_bytes = ColumnTiles{cols, int(tile_cols)}.raw_row_bytes(f.fmt); });
   Tensor raw = torch::stable::new_empty(words, {tile_rows * raw_bytes}, ScalarType::Byte);
   Tensor lengths =
       torch::stable::new_empty(words, {tile_rows * col_tiles, kLanes}, ScalarType::Int);
