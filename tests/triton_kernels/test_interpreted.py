@@ -19,6 +19,12 @@ if not INTERPRETING:
 
 from codecllm_ops.ops.backends import triton as backend
 from codecllm_ops.ops.backends.triton import launch, tune
+from codecllm_ops.ops.backends.triton.choices import (
+    Device,
+    Product,
+    decode_choices,
+    linear_choices,
+)
 from triton_kernels.interpreter import accesses_checked
 
 BF16 = FORMATS["bf16"]
@@ -259,18 +265,20 @@ def test_choices_are_the_heuristic_where_nothing_may_be_measured(monkeypatch):
 
 
 def test_there_are_choices_for_every_shape():
+    device = Device((9, 0), 132)
     for tile_rows in (1, 7, 256, 100_000):
         for col_tiles in (1, 8, 28):
-            for n in (8, 16, 32, 64):
-                for cores in (False, True):
-                    found = launch.linear_choices(tile_rows, col_tiles, n, 132, cores)
+            for m in (8, 16, 32, 64):
+                for dtype in (torch.bfloat16, torch.float32):
+                    product = Product.of(BF16, dtype, m, False, device)
+                    found = linear_choices(tile_rows, col_tiles, product, device)
                     assert found and all(1 <= s <= col_tiles for _, s in found)
-            assert launch.decode_choices(tile_rows * col_tiles, 132)
+            assert decode_choices(tile_rows * col_tiles, device)
 
 
 def test_layout_of_an_unknown_kind_is_refused():
     _, coded = coded_of("normal", 16, 32)
     args = coded.stream, coded.raw, coded.index, coded.table
-    for wrong in (coded.layout | 1 << 60, coded.layout & ~0xF00, coded.layout & ~0x1F000):
+    for wrong in (coded.layout | 1 << 60, coded.layout & ~0xF00):
         with pytest.raises(ops.CorruptStreamError, match="layout"):
             backend.decode_words(*args, 16, 32, wrong)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -17,42 +18,17 @@ if importlib.util.find_spec("triton") is None or INTERPRETING:
     pytest.skip("no Triton, or its interpreter instead", allow_module_level=True)
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
 from codecllm_ops.ops.backends import triton as backend
-from codecllm_ops.ops.backends.triton import launch, tune
-
-SM_90 = GPUTarget("cuda", 90, 32)
+from codecllm_ops.ops.backends.triton import tune
+from triton_kernels.compiled import arguments, compiling
 
 
 @pytest.fixture
-def compiled(monkeypatch) -> list:
+def compiled() -> Iterator[list]:
     """Kernels that were compiled instead of launched."""
-    found = []
-    run = JITFunction.run
-
-    def compile_only(self, *args, grid, warmup, **kwargs):
-        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        found.append((self.__name__, kernel))
-        return kernel
-
-    target = SimpleNamespace(
-        get_current_device=lambda: 0,
-        get_current_target=lambda: SM_90,
-        get_current_stream=lambda device=None: 0,
-    )
-    monkeypatch.setattr(JITFunction, "run", compile_only)
-    monkeypatch.setattr(driver, "_active", target)
-    monkeypatch.setattr(launch, "_processors", lambda: 132)
-    monkeypatch.setattr(launch, "_arch_of", lambda device: (9, 0))
-    monkeypatch.setattr(tune, "choose", lambda key, candidates, run: candidates()[0])
-    return found
-
-
-def arguments(coded):
-    return (coded.stream, coded.raw, coded.index, coded.table), (*coded.shape, coded.layout)
+    with compiling() as found:
+        yield found
 
 
 @every_format

@@ -9,6 +9,8 @@ from ....format.errors import CorruptStreamError
 from ..layout import Layout
 from ..stored import stored_rows, stored_words
 from . import launch
+from .arguments import BAD_ID, NO_TILE, Coded
+from .matrix import Matrix, check_table
 
 MAX_FUSED_ROWS = 64  # rows of x; above, decoding once and a GEMM
 
@@ -28,11 +30,11 @@ def decode_words(stream, raw, index, table, rows: int, cols: int, layout_bits: i
     if layout.stored:
         return stored_words(stream, rows, cols * layout.fmt.word_bytes).clone()
     m = _matrix("decode", stream, raw, index, table, rows, cols, layout)
-    if not rows or not cols:
-        return stream.new_empty((rows, cols * layout.fmt.word_bytes))
-    status = _status(stream)
-    out = launch.decode_matrix(m, status)
-    _check("decode", status)
+    out = stream.new_empty((rows, cols * layout.fmt.word_bytes))
+    if out.numel():
+        status = _status(stream)
+        launch.decode_matrix(m, out, status)
+        _check("decode", status)
     return out
 
 
@@ -43,13 +45,13 @@ def decode_rows_words(ids, stream, raw, index, table, rows: int, cols: int, layo
     if layout.stored:
         return stored_rows(ids, stream, rows, cols * layout.fmt.word_bytes, _checking)
     m = _matrix("decode_rows", stream, raw, index, table, rows, cols, layout)
-    if not ids.numel() or not cols:
-        return stream.new_empty((ids.numel(), cols * layout.fmt.word_bytes))
-    if not rows:
-        raise IndexError("codecllm::decode_rows: an index is out of range for 0 rows")
-    status = _status(stream)
-    out = launch.decode_rows(ids, m, status)
-    _check("decode_rows", status)
+    out = stream.new_empty((ids.numel(), cols * layout.fmt.word_bytes))
+    if out.numel():
+        if not rows:
+            raise IndexError("codecllm::decode_rows: an index is out of range for 0 rows")
+        status = _status(stream)
+        launch.decode_rows(ids, m, out, status)
+        _check("decode_rows", status)
     return out
 
 
@@ -72,29 +74,27 @@ def decode_linear(
     return y.view(*x.shape[:-1], rows)
 
 
-def _matrix(op: str, stream, raw, index, table, rows: int, cols: int, layout: Layout):
-    m = launch.Matrix.of(op, stream, raw, index, table, rows, cols, layout)
+def _matrix(op: str, stream, raw, index, table, rows: int, cols: int, layout: Layout) -> Matrix:
+    ints = 2 + layout.len_bits
+    if index.numel() % ints:
+        raise CorruptStreamError(f"codecllm::{op}: corrupt index: {index.numel()} values")
+    m = Matrix.of(op, Coded(stream, raw, index.view(-1, ints), table), layout, rows, cols)
     if _checking and cols:
-        first, count, first_tile = table[:, 2:5].T.long()
-        tiles = (count + 15) // 16
-        follows = (first == count.cumsum(0) - count) & (first_tile == tiles.cumsum(0) - tiles)
-        ends = (count.sum() == rows) & (tiles.sum() == m.tile_rows)
-        if not bool(follows.all() & ends & (count >= 0).all()):
-            raise CorruptStreamError(f"codecllm::{op}: corrupt table: not of {rows} rows")
+        check_table(op, m)
     return m
 
 
 def _status(like: torch.Tensor) -> torch.Tensor | None:
-    return like.new_full((1,), launch.NO_TILE, dtype=torch.int64) if _checking else None
+    return like.new_full((1,), NO_TILE.value, dtype=torch.int64) if _checking else None
 
 
 def _check(op: str, status: torch.Tensor | None) -> None:
     if status is None:
         return
     tile = int(status)
-    if tile == launch.BAD_ID:
+    if tile == BAD_ID.value:
         raise IndexError(f"codecllm::{op}: an index is out of range")
-    if tile != launch.NO_TILE:
+    if tile != NO_TILE.value:
         raise CorruptStreamError(
             f"codecllm::{op}: corrupt coded plane or index: tile {tile} does not end in the "
             "encoder's first state"
