@@ -20,9 +20,10 @@ from triton.runtime.jit import JITFunction
 
 import codecllm_ops as ops
 from cases import FORMATS, weights
-from codecllm_ops.ops.backends import triton as backend
 from codecllm_ops.ops.backends.triton import launch, tune
+from codecllm_ops.ops.backends.triton import ops as backend
 from codecllm_ops.ops.backends.triton.choices import Device
+from triton_kernels.calls import decode
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
@@ -83,19 +84,13 @@ def coded_of(fmt: str, left: bool = False, even: bool = True) -> ops.CodedMatrix
     return ops.encode(w, scale=scale, tile_cols=32, predictor=predictor, allow_stored=False)
 
 
-def arguments(coded: ops.CodedMatrix):
-    """Tensors, and what follows scales, of the backend's functions."""
-    return (coded.stream, coded.raw, coded.index, coded.table), (*coded.shape, coded.layout)
-
-
 def linear_kernels(target: str, fmt: str, dtype: torch.dtype, m: int, tiles: int,
                    left: bool = False, partial: bool = True, checked: bool = False):  # fmt: skip
     """Compiled kernels by name."""
-    coded = coded_of(fmt, left)
-    tensors, shape = arguments(coded)
-    x, bias = torch.zeros(m, coded.shape[1], dtype=dtype), torch.zeros(16, dtype=dtype)
+    coded = coded_of(fmt, left).operand
+    x, bias = torch.zeros(m, coded.cols, dtype=dtype), torch.zeros(coded.rows, dtype=dtype)
     with compiling(target, (tiles, 2 if partial else 1)) as found, checking(checked):
-        backend.decode_linear(x, *tensors, coded.scale, bias, *shape)
+        backend.decode_linear(x, coded, bias)
     return dict(found)
 
 
@@ -106,12 +101,12 @@ def linear_kernel(*args, **kwargs):
 def decode_kernel(target: str, fmt: str, tiles: int | None, left: bool = False, even: bool = True,
                   checked: bool = False):  # fmt: skip
     """decode_matrix, or with tiles None decode_rows."""
-    tensors, shape = arguments(coded_of(fmt, left, even))
+    coded = coded_of(fmt, left, even).operand
     with compiling(target, tiles) as found, checking(checked):
         if tiles is None:
-            backend.decode_rows_words(torch.tensor([3]), *tensors, *shape)
+            backend.decode_rows_words(torch.tensor([3]), coded)
         else:
-            backend.decode_words(*tensors, *shape)
+            decode(coded)
     ((_, kernel),) = found
     return kernel
 

@@ -45,7 +45,7 @@ def decode_matrix(coded, out, status, numbers, source, FMT: tl.constexpr,
     Args:
         out: bytes [rows, cols * word bytes].
         status: int64 [1], takes the smallest number of a corrupt tile; or None.
-        EVEN: cols is even, so that pairs are stored at once.
+        EVEN: pairs are stored at once: cols is even, `out` begins where a pair may.
     """
     numbers = shown(numbers)
     block, col_tile = tl.program_id(0) // numbers.col_tiles, tl.program_id(0) % numbers.col_tiles
@@ -75,7 +75,7 @@ def decode_matrix(coded, out, status, numbers, source, FMT: tl.constexpr,
             _store_group(damaged, group, ones4, ones4, 0, FMT.word_bits, EVEN)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("count",))
 def decode_rows(ids, count, coded, out, status, numbers, source, FMT: tl.constexpr,
                 EVEN: tl.constexpr, T: tl.constexpr):  # fmt: skip
     """A row of a tile belongs to four lanes: a program decodes 8 * T rows of one column tile.

@@ -24,7 +24,7 @@ from .choices import (
     linear_choices,
     linear_options,
 )
-from .matrix import Matrix
+from .matrix import Matrix, Plan
 
 INTERPRETED = triton.knobs.runtime.interpret
 TOGETHER = tuple(int(n) for n in triton.__version__.split(".")[:2]) < (3, 8)  # values.py: fragment
@@ -33,13 +33,13 @@ TOGETHER = tuple(int(n) for n in triton.__version__.split(".")[:2]) < (3, 8)  # 
 def decode_matrix(m: Matrix, out: torch.Tensor, status: torch.Tensor | None) -> None:
     """Fills `out`, contiguous bytes [rows, cols * word bytes]."""
     plan, device = m.plan, device_of(out.device)
-    tiles = m.tile_rows * plan.col_tiles
+    tiles, even = m.tile_rows * plan.col_tiles, _pairs_fit(out, plan)
 
     def run(tiles_each: int) -> None:
         grid = (ceil_div(m.tile_rows, tiles_each) * plan.col_tiles,)
         decode_kernels.decode_matrix[grid](
-            m.coded, out, status, m.numbers, m.source, FMT=plan.format, EVEN=plan.cols % 2 == 0,
-            T=tiles_each, **decode_options(tiles_each, device),
+            m.coded, out, status, m.numbers, m.source, FMT=plan.format, EVEN=even, T=tiles_each,
+            **decode_options(tiles_each, device),
         )  # fmt: skip
 
     with _on(out.device):
@@ -53,8 +53,13 @@ def decode_rows(ids: torch.Tensor, m: Matrix, out: torch.Tensor, status: torch.T
     with _on(out.device):
         decode_kernels.decode_rows[grid](
             ids, ids.numel(), m.coded, out, status, m.numbers, m.source, FMT=plan.format,
-            EVEN=plan.cols % 2 == 0, T=ROWS_TILES, **decode_options(ROWS_TILES, device),
+            EVEN=_pairs_fit(out, plan), T=ROWS_TILES, **decode_options(ROWS_TILES, device),
         )  # fmt: skip
+
+
+def _pairs_fit(out: torch.Tensor, plan: Plan) -> bool:
+    """Whether all pairs of a row stand where they can be stored at once."""
+    return plan.cols % 2 == 0 and out.data_ptr() % (2 * plan.fmt.word_bytes) == 0
 
 
 def linear(x: torch.Tensor, m: Matrix, scale, bias, status) -> torch.Tensor:

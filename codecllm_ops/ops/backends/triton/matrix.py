@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 
+from ....codec.operand import Operand
+from ....format import layout_word
 from ....format.errors import CorruptStreamError
 from ....format.layout import (
     GROUP_COLS,
@@ -18,13 +21,14 @@ from ....format.layout import (
     raw_tile_bytes,
     round_up,
 )
+from ....format.layout_word import Layout
 from ....format.weight_formats import WeightFormat
-from ..layout import Layout
 from . import rans
 from .arguments import Coded, Format, Numbers, Source, hidden
 from .formats import format_of
 
-CODINGS = {"rans": rans}  # modules with SOURCE, check_layout(..) and check(..)
+# By name: modules with SOURCE, check_layout(layout) and check(coded, plan, tile_rows).
+CODINGS = {"rans": rans}
 
 _ALIGNMENT = 16  # bytes: kernels load as many at once
 
@@ -34,18 +38,19 @@ class Plan:
     """What follows from layout and shape.
 
     Attributes:
-        coding: a module of CODINGS.
-        format: at compile time.
+        coding: of CODINGS.
+        fmt, format: the weight format, and what kernels know of it.
+        least_tile_rows: tile rows if the matrix is one segment.
         raw_row, raw_tile: bytes of the raw plane in a row of tiles, and in a whole tile.
     """
 
-    coding: object
+    coding: ModuleType
     fmt: WeightFormat
     format: Format
+    scale_kind: int
     rows: int
     cols: int
     tile_cols: int
-    scale_kind: int
     least_tile_rows: int
     col_tiles: int
     raw_row: int
@@ -58,24 +63,28 @@ class Plan:
 
 
 @functools.lru_cache(maxsize=4096)
-def plan_of(layout: Layout, rows: int, cols: int) -> Plan:
-    """Raises CorruptStreamError, or RuntimeError for a shape that no matrix has."""
+def plan_of(word: int, rows: int, cols: int) -> Plan:
+    """From the op argument `layout`, and a shape.
+
+    Raises:
+        CorruptStreamError: the layout is none of a coding that has kernels.
+        RuntimeError: no matrix has that shape.
+    """
     if not (0 <= rows < 2**31 - 1 and 0 <= cols < 2**31 - 1 and rows * cols < 1 << 57):
         raise RuntimeError(f"shape {rows} x {cols}")
-    width = layout.tile_cols
+    layout = Layout.unpack(word)
+    fmt, width = layout.fmt, layout.tile_cols
     if width < GROUP_COLS or width % GROUP_COLS or width > MAX_TILE_COLS:
         raise CorruptStreamError(f"corrupt layout: tile_cols {width}")
-    coding = CODINGS["rans"]
+    coding = CODINGS[layout_word.CODINGS[layout.coding]]
     coding.check_layout(layout)
-    col_tiles, raw_tile = ceil_div(cols, width), raw_tile_bytes(layout.fmt, width)
-    raw_row = 0
+    col_tiles, raw_tile, raw_row = ceil_div(cols, width), raw_tile_bytes(fmt, width), 0
     if cols:
         last = round_up(cols - (col_tiles - 1) * width, GROUP_COLS)
-        raw_row = (col_tiles - 1) * raw_tile + raw_tile_bytes(layout.fmt, last)
+        raw_row = (col_tiles - 1) * raw_tile + raw_tile_bytes(fmt, last)
     return Plan(
-        coding, layout.fmt, format_of(layout.fmt, layout.scale_bits, bool(layout.predictor)),
-        rows, cols, width, layout.scale_kind, ceil_div(rows, TILE_ROWS), col_tiles, raw_row,
-        raw_tile,
+        coding, fmt, format_of(fmt, layout.scale_bits, bool(layout.predictor)), layout.scale_kind,
+        rows, cols, width, ceil_div(rows, TILE_ROWS), col_tiles, raw_row, raw_tile,
     )  # fmt: skip
 
 
@@ -88,30 +97,33 @@ class Matrix:
     tile_rows: int
 
     @staticmethod
-    def of(op: str, coded: Coded, layout: Layout, rows: int, cols: int) -> Matrix:
-        """Tensors that do not begin at 16 bytes are copied, in every call: nn aligns them at load.
+    def of(op: str, operand: Operand) -> Matrix:
+        """Of a matrix that is not stored. Tensors that do not begin at 16 bytes are copied, in
+        every call: modules have them aligned since they were loaded.
 
         Raises:
             RuntimeError: dtypes, dimensions or strides are not those of the op.
             CorruptStreamError: sizes do not follow from layout and shape.
         """
+        coded = Coded(*operand[:4])
         for name, t in zip(Coded._fields, coded, strict=True):
             dtype, dims = (torch.uint8, 1) if name in ("stream", "raw") else (torch.int32, 2)
             if t.dtype != dtype or t.dim() != dims or not t.is_contiguous():
                 raise RuntimeError(
                     f"codecllm::{op}: {name} is {t.dtype} {list(t.shape)}, not contiguous {dtype}"
                 )
-        plan = plan_of(layout, rows, cols)
-        tile_rows = plan.least_tile_rows
-        if plan.col_tiles:
-            tile_rows = coded.index.shape[0] // plan.col_tiles
         try:
+            plan = plan_of(operand.layout, operand.rows, operand.cols)
+            tile_rows = plan.least_tile_rows
+            if plan.col_tiles:
+                tile_rows = coded.index.shape[0] // plan.col_tiles
             _check_segments(coded, plan, tile_rows)
             plan.coding.check(coded, plan, tile_rows)
         except CorruptStreamError as error:
             raise CorruptStreamError(f"codecllm::{op}: {error}") from None
-        aligned = (t if t.data_ptr() % _ALIGNMENT == 0 else t.clone() for t in coded)
-        return Matrix(Coded(*aligned), plan, tile_rows)
+        if any(t.data_ptr() % _ALIGNMENT for t in coded):
+            coded = Coded(*(t.clone() if t.data_ptr() % _ALIGNMENT else t for t in coded))
+        return Matrix(coded, plan, tile_rows)
 
     @property
     def source(self) -> Source:

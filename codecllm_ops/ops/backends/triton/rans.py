@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 from ....codec.tables import TABLE_HEADER
 from ....format.errors import CorruptStreamError
+from ....format.head import MAX_LEN_BITS
 from ....format.layout import STREAM_ALIGN, STREAM_PAD, record_ints
 from .arguments import Coded
 from .source_rans import SOURCE
 
 if TYPE_CHECKING:
-    from ..layout import Layout
+    from ....format.layout_word import Layout
     from .matrix import Plan
 
 __all__ = ["SOURCE", "check", "check_layout"]
@@ -27,7 +28,8 @@ def check(coded: Coded, plan: Plan, tile_rows: int) -> None:
     if coded.table.shape[1] != TABLE_HEADER + (1 << plan.format.scale_bits):
         raise CorruptStreamError(f"corrupt table: {list(coded.table.shape)}")
     tiles, ints = coded.index.shape
-    if tiles != tile_rows * plan.col_tiles or not record_ints(1) <= ints <= record_ints(16):
+    fits = record_ints(1) <= ints <= record_ints(MAX_LEN_BITS)
+    if tiles != tile_rows * plan.col_tiles or not fits:
         raise CorruptStreamError(f"corrupt index: {tiles} records of {ints} values")
     if coded.raw.numel() != tile_rows * plan.raw_row:
         raise CorruptStreamError(
