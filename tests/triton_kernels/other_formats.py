@@ -7,9 +7,9 @@ import math
 import numpy as np
 import torch
 
-from codecllm_ops.codec import reference
 from codecllm_ops.codec.coded import CodedMatrix
 from codecllm_ops.codec.operand import Operand
+from codecllm_ops.codec.rans import reference
 from codecllm_ops.format.weight_formats import Float, Integer, WeightFormat
 
 OTHER_FORMATS = [

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import codecllm_ops as ops
-from cases import CONTENTS, FORMATS, INTERPRETING, every_format, to_tensor, weights
+from cases import FORMATS, INTERPRETING, every_format, weights
 
 if importlib.util.find_spec("triton") is None or INTERPRETING:
     pytest.skip("no Triton, or its interpreter instead", allow_module_level=True)
@@ -71,10 +71,7 @@ def test_above_64_rows_and_stored_matrices_are_left_to_a_gemm(compiled):
     coded = coded_of(40, 70)
     assert backend.decode_linear(torch.ones(65, 70), coded, None) is None
     assert backend.decode_linear(torch.ones(0, 70), coded, None).shape == (0, 40)
-    noise = CONTENTS["uniform"](40, 70, FORMATS["bf16"])
-    stored = ops.encode(to_tensor(noise, FORMATS["bf16"]))
-    assert stored.coding == "stored"
-    stored = stored.operand
+    stored = ops.encode(weights(40, 70, FORMATS["bf16"])).to("stored").operand
     assert backend.decode_linear(torch.ones(1, 70), stored, None) is None
     assert not compiled
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ....codec.tables import TABLE_HEADER
+from ....codec.rans.tables import TABLE_HEADER
 from ....format.errors import CorruptStreamError
 from ....format.head import MAX_LEN_BITS
 from ....format.layout import STREAM_ALIGN, STREAM_PAD, record_ints

@@ -5,7 +5,7 @@
     group   4 steps -> entries -> coded fields (or literals), undo predictor, OR the raw planes
     ended   state 2^16, all words taken
 
-The steps are those of codec/reference.py.
+The steps are those of codec/rans/reference.py.
 """
 
 from __future__ import annotations
