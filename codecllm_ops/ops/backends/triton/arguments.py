@@ -75,7 +75,7 @@ def shown(n):
 
 @dataclass(frozen=True)
 class Format:
-    """`FMT` of the kernels: a weight format, and how its coded field is coded.
+    """`FMT` of the kernels: a weight format, and what a coding adds.
 
     Attributes:
         word_bits, flip: docs/format.md, section 2.
@@ -84,7 +84,7 @@ class Format:
         exponent: bits of a float's exponent; 0: words are integers, `flip` above their value.
         mantissa: bits of a float's mantissa.
         has_inf: a float's largest exponent is kept for infinities and NaN; else only all ones is.
-        scale_bits, left: of the rANS tables; predictor `left`.
+        code: what the coding's source wants to know, hashable.
     """
 
     word_bits: int
@@ -95,8 +95,7 @@ class Format:
     exponent: int
     mantissa: int
     has_inf: bool
-    scale_bits: int
-    left: bool
+    code: object
 
 
 # ---- what a coding supplies ---------------------------------------------------------------------

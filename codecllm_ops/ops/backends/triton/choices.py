@@ -69,15 +69,15 @@ class Product:
         dtype: of the products, which holds weights and x exactly: x's if tensor cores take it;
             float32 is without them.
         n: columns of x: a power of two, as many as a tensor core has at least.
-        left: weights have predictor `left`, whose sums take registers too.
+        wide: decoding takes many registers too.
     """
 
     dtype: tl.dtype
     n: int
-    left: bool
+    wide: bool
 
     @staticmethod
-    def of(fmt: WeightFormat, x_dtype: torch.dtype, m: int, left: bool, device: Device) -> Product:
+    def of(fmt: WeightFormat, x_dtype: torch.dtype, m: int, wide: bool, device: Device) -> Product:
         """For x of m rows, 1 to 64."""
         arch = device.arch
         has_cores = arch is None or arch >= ((8, 0) if x_dtype == torch.bfloat16 else (7, 0))
@@ -86,7 +86,7 @@ class Product:
         if cores:
             dtype = tl.bfloat16 if x_dtype == torch.bfloat16 else tl.float16
         least = 8 if cores and arch is not None else 16
-        return Product(dtype, max(least, 1 << (m - 1).bit_length()), left)
+        return Product(dtype, max(least, 1 << (m - 1).bit_length()), wide)
 
     @property
     def cores(self) -> bool:
@@ -97,7 +97,7 @@ def linear_options(tiles: int, product: Product, device: Device) -> dict:
     if device.arch is None:
         return options()
     many = product.n >= 64
-    if product.left:
+    if product.wide:
         registers = 255
     elif not product.cores:
         registers = 128 if tiles == 1 and not many else 255
@@ -116,7 +116,7 @@ def linear_choices(
     for tiles in (2, 1, 4):
         if tiles * product.n > 64 and not (product.cores and tiles == 2):  # registers of the sums
             continue
-        if tiles == 4 and product.left:
+        if tiles == 4 and product.wide:
             continue
         blocks = ceil_div(tile_rows, tiles)
         splits = min(col_tiles, ceil_div(_WARPS * device.processors, blocks))

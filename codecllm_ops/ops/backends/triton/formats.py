@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
 from ....format.weight_formats import Float, WeightFormat
@@ -17,19 +15,14 @@ _FLOATS = {
 }
 
 
-@functools.cache
-def format_of(fmt: WeightFormat, scale_bits: int = 0, left: bool = False) -> Format:
-    """`FMT` of the kernels.
-
-    Args:
-        scale_bits, left: of the coding; predictor `left`.
-    """
+def format_of(fmt: WeightFormat, code: object) -> Format:
+    """`FMT` of the kernels, with what the coding adds."""
     planes = [p for p in fmt.planes if not p.low_half]
     kind = fmt.kind if isinstance(fmt.kind, Float) else Float(0, 0, has_inf=False)
     return Format(
         fmt.word_bits, fmt.flip, fmt.coded_bits, fmt.coded_shift,
         tuple(n for p in planes for n in (p.mask, p.bits)),
-        kind.exponent, kind.mantissa, kind.has_inf, scale_bits, left,
+        kind.exponent, kind.mantissa, kind.has_inf, code,
     )  # fmt: skip
 
 

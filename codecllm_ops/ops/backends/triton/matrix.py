@@ -27,7 +27,7 @@ from . import rans
 from .arguments import Coded, Format, Numbers, Source, hidden
 from .formats import format_of
 
-# By name: modules with SOURCE, check_layout(layout) and check(coded, plan, tile_rows).
+# By name: modules with SOURCE, code_of(layout), is_wide(code), check(coded, plan, tile_rows).
 CODINGS = {"rans": rans}
 
 _ALIGNMENT = 16  # bytes: kernels load as many at once
@@ -40,6 +40,7 @@ class Plan:
     Attributes:
         coding: of CODINGS.
         fmt, format: the weight format, and what kernels know of it.
+        wide: whether decoding takes many registers.
         least_tile_rows: tile rows if the matrix is one segment.
         raw_row, raw_tile: bytes of the raw plane in a row of tiles, and in a whole tile.
     """
@@ -47,6 +48,7 @@ class Plan:
     coding: ModuleType
     fmt: WeightFormat
     format: Format
+    wide: bool
     scale_kind: int
     rows: int
     cols: int
@@ -59,7 +61,7 @@ class Plan:
     @property
     def key(self) -> tuple:
         """What a choice depends on."""
-        return (self.fmt.name, self.rows, self.cols, self.tile_cols, self.format.left)
+        return (self.fmt.name, self.rows, self.cols, self.tile_cols, self.format.code)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -77,13 +79,13 @@ def plan_of(word: int, rows: int, cols: int) -> Plan:
     if width < GROUP_COLS or width % GROUP_COLS or width > MAX_TILE_COLS:
         raise CorruptStreamError(f"corrupt layout: tile_cols {width}")
     coding = CODINGS[layout_word.CODINGS[layout.coding]]
-    coding.check_layout(layout)
+    code = coding.code_of(layout)
     col_tiles, raw_tile, raw_row = ceil_div(cols, width), raw_tile_bytes(fmt, width), 0
     if cols:
         last = round_up(cols - (col_tiles - 1) * width, GROUP_COLS)
         raw_row = (col_tiles - 1) * raw_tile + raw_tile_bytes(fmt, last)
     return Plan(
-        coding, fmt, format_of(fmt, layout.scale_bits, bool(layout.predictor)), layout.scale_kind,
+        coding, fmt, format_of(fmt, code), coding.is_wide(code), layout.scale_kind,
         rows, cols, width, ceil_div(rows, TILE_ROWS), col_tiles, raw_row, raw_tile,
     )  # fmt: skip
 

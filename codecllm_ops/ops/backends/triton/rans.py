@@ -9,23 +9,30 @@ from ....format.errors import CorruptStreamError
 from ....format.head import MAX_LEN_BITS
 from ....format.layout import STREAM_ALIGN, STREAM_PAD, record_ints
 from .arguments import Coded
-from .source_rans import SOURCE
+from .source_rans import SOURCE, Code
 
 if TYPE_CHECKING:
     from ....format.layout_word import Layout
     from .matrix import Plan
 
-__all__ = ["SOURCE", "check", "check_layout"]
+__all__ = ["SOURCE", "check", "code_of", "is_wide"]
 
 
-def check_layout(layout: Layout) -> None:
+def code_of(layout: Layout) -> Code:
+    """What the source knows at compile time. Raises CorruptStreamError."""
     if not 8 <= layout.scale_bits <= 11:
         raise CorruptStreamError(f"corrupt layout: scale_bits {layout.scale_bits}")
+    return Code(layout.scale_bits, bool(layout.predictor))
+
+
+def is_wide(code: Code) -> bool:
+    """Whether decoding takes many registers: the sums of predictor `left` do."""
+    return code.left
 
 
 def check(coded: Coded, plan: Plan, tile_rows: int) -> None:
     """Whether sizes are those of that many tile rows."""
-    if coded.table.shape[1] != TABLE_HEADER + (1 << plan.format.scale_bits):
+    if coded.table.shape[1] != TABLE_HEADER + (1 << plan.format.code.scale_bits):
         raise CorruptStreamError(f"corrupt table: {list(coded.table.shape)}")
     tiles, ints = coded.index.shape
     fits = record_ints(1) <= ints <= record_ints(MAX_LEN_BITS)

@@ -10,6 +10,7 @@ The steps are those of codec/rans/reference.py.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import triton
@@ -20,6 +21,19 @@ from .planes import with_raw_bits
 
 # An escape's entry has index 31 on top, more than any other: it is the largest, as unsigned.
 ESCAPE_ENTRY = tl.constexpr(31 << 27)
+
+
+@dataclass(frozen=True)
+class Code:
+    """`FMT.code`.
+
+    Attributes:
+        scale_bits: of the tables.
+        left: with predictor `left`.
+    """
+
+    scale_bits: int
+    left: bool
 
 
 class Table(NamedTuple):
@@ -90,7 +104,7 @@ def begin(coded, numbers, table, tiles, col_tile, IN_ORDER: tl.constexpr, FMT: t
     raw_at = tiles.row * numbers.raw_row + (tiles.row * 0 + col_tile) * numbers.raw_tile
     raw = coded.raw.to(tl.pointer_type(tl.int32)) + raw_at
     seed = lane * 0
-    if FMT.left:
+    if FMT.code.left:
         seed = tl.load(tiles.header + 1)
 
     record = coded.index + (tiles.row * numbers.col_tiles + col_tile) * numbers.record_ints
@@ -141,7 +155,7 @@ def _delta(record, len_bits, lane):
 @triton.jit
 def group_of(lane, place, group, groups, FMT: tl.constexpr):
     lane, f0, f1, f2, f3 = _fields_of(lane, place, FMT)
-    if FMT.left:
+    if FMT.code.left:
         f0, upper = _undo_left(f0, lane.upper, FMT)
         f1, lower = _undo_left(f1, lane.lower, FMT)
         f2, upper = _undo_left(f2, upper, FMT)
@@ -184,9 +198,9 @@ def _fields_of(lane, place, FMT: tl.constexpr):
 @triton.jit
 def _step(state, ahead, at, place, FMT: tl.constexpr):
     """One pair: its entry of the slot table."""
-    slot = (state & ((1 << FMT.scale_bits) - 1)).to(tl.int32)
+    slot = (state & ((1 << FMT.code.scale_bits) - 1)).to(tl.int32)
     entry = tl.load(place.table.slots + slot)
-    state = ((entry >> 16) & 0x7FF) * (state >> FMT.scale_bits) + (entry & 0x7FF)
+    state = ((entry >> 16) & 0x7FF) * (state >> FMT.code.scale_bits) + (entry & 0x7FF)
     need = state < (1 << 16)
     state = tl.where(need, (state << 16) | ahead.to(tl.uint32), state)
     at = tl.where(need, at + 1, at)
