@@ -48,28 +48,28 @@ class Plan(c.Structure):
             (n, c.c_int32)
             for n in (
                 "path",
-                "log2_n",
-                "tile_rows",
-                "tile_columns",
+                "log2_rows",
+                "band_rows",
+                "chunk_tiles",
                 "chunks",
                 "copies",
                 "warps",
                 "shared_bytes",
                 "x_bytes",
-                "extra_bytes",
+                "kernel_bytes",
             )
         ),
         ("grid", c.c_int64),
     ]
 
 
-PATHS = ("mma", "fma", "gemm")  # enum class Path of csrc/cuda/plan.h
+PATHS = ("none", "mma", "fma")  # enum class Path of csrc/cuda/plan.h
 
 
 def build(folder: Path, *flags: str) -> Path:
     """Compiles the kernels for the CPU; nothing is done if they have not changed."""
     target = folder / "libemulated.so"
-    sources = [*ROOT.glob("csrc/c[ou]*/*"), *Path(__file__).parent.rglob("emu/**/*")]
+    sources = [*ROOT.glob("csrc/c[ou]*/**/*"), *Path(__file__).parent.rglob("emu/**/*")]
     newest = max(s.stat().st_mtime for s in sources if s.is_file())
     if not target.exists() or target.stat().st_mtime < newest:
         compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "g++"
@@ -77,7 +77,7 @@ def build(folder: Path, *flags: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         subprocess.run(
             [*compiler.split()[:1], "-std=c++20", "-O2", "-g1", "-fPIC", "-shared", "-Wall",
-             "-Wno-unknown-pragmas", f"-I{ROOT}/tests/cuda/emu/fake", *flags, "-o", temporary,
+             "-Wno-unknown-pragmas", "-Wl,-z,defs", f"-I{ROOT}/tests/cuda/emu/fake", *flags, "-o", temporary,
              ROOT / "tests/cuda/emu/emulated.cpp"],
             check=True,
         )  # fmt: skip
@@ -88,7 +88,8 @@ def build(folder: Path, *flags: str) -> Path:
 @functools.cache
 def library():
     lib = c.CDLL(os.environ.get("CODECLLM_EMULATED") or build(ROOT / "build/emulator"))
-    lib.emulated_plan.restype = Plan
+    lib.emulated_plan.restype = lib.emulated_cached_plan.restype = Plan
+    lib.emulated_plan_time.restype = c.c_double
     for name in ("emulated_linear", "emulated_decode", "emulated_decode_rows", "sizeof_view"):
         getattr(lib, name).restype = c.c_uint64
     assert lib.sizeof_view() == c.sizeof(View)

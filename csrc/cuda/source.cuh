@@ -1,0 +1,76 @@
+// The seam between what a coding is and what a kernel does with the weights.
+//
+// A source S turns the bytes of one coding, for one weight format, into groups: 16 rows x 16 columns of
+// weights, four pair registers to a lane, in the order of the A fragment of mma.m16n8k16. Kernels are
+// templates over S and know nothing else of a coding. S has
+//
+//   S::Format                  the weight format
+//   S::kMma                    whether linear_mma is worth compiling
+//   S::max_warps(M)            warps of a linear_mma block for M rows of x: what registers allow
+//   S::Shared                  what the warps of a block share for a segment, as a lane sees it
+//   S::fill(..)                all threads: writes it to the first bytes of shared memory
+//   S::shared(..)              its lanes' view, after a barrier
+//   S::Tile                    a LocatedTile and whatever else the source must know of a tile
+//   S::locate(..)              a warp: finds a tile, `valid` if its bytes lie inside the tensors
+//   S::stage(.., work)         a warp: brings a tile near, returns work(reader)
+//   S::alone(.., f)            the groups of a tile for a lane that shares and stages nothing: f(group)
+//   S::stand_in(..)            makes a tile that is not valid one that may be read, by any lane
+//
+// and a reader has
+//
+//   kStaged                    whether this is the fast way, worth a loop of its own
+//   each_group(f)              calls f(group) for the groups of a tile in order; then says whether the
+//                              tile ended as it must. A corrupt tile reads and writes nothing outside
+//                              of the tensors and the block's reserve, whatever comes out.
+//
+// and a group
+//
+//   number, odd                its number in the tile; whether that is odd, known to the compiler
+//   operands<B16>(a)           the weights as an operand of the tensor cores, exact
+//   words(j), low(j)           the words of pair j: its halves; the low halves of 32-bit words
+//
+// What a source needs of shared memory, it tells the plan (SourceNeeds in block.h). The list of codings
+// stands in codings.h.
+#pragma once
+#include "segments.cuh"
+
+namespace codecllm::cuda {
+
+struct LocatedTile {
+  int segment, groups, rows;  // rows inside the matrix, 1..16
+  int64_t out_row;            // the first of them
+  bool valid;
+};
+
+// Rows of a tile by its segment's header; not valid if they are not inside of the matrix.
+CLLM_DEVICE void place_tile(const CodedView& matrix, int64_t tile_row, LocatedTile& tile) {
+  const uint32_t* header = matrix.segment(tile.segment);
+  const int64_t local = (tile_row - __ldg(header + kFirstTileRow)) * kTileRows;
+  const int64_t left = int64_t(__ldg(header + kRows)) - local;
+  tile.rows = int(left < kTileRows ? left : kTileRows);
+  tile.out_row = __ldg(header + kFirstRow) + local;
+  tile.valid = local >= 0 && left > 0 && tile.out_row + tile.rows <= matrix.rows;
+}
+
+// Where a tile lies, and whose table it must name.
+struct TilePlace {
+  int64_t tile_row, col_tile, segment;
+};
+
+// Runs work(tile, reader) on a tile. False, in all lanes, if the tile is corrupt or names another
+// segment.
+template <class S, class Work>
+CLLM_DEVICE bool with_tile(const CodedView& matrix, const BlockLayout& layout,
+                           const typename S::Shared& shared, SharedAddress buffer,
+                           const TilePlace& place, Work&& work) {
+  const typename S::Tile tile =
+      S::locate(matrix, place.tile_row, place.col_tile, threadIdx.x & 31);
+  bool good = tile.valid && tile.segment == place.segment;
+  if (good)
+    good = S::stage(tile, shared, layout, buffer, [&](auto reader) { return work(tile, reader); });
+  good = __all_sync(~0u, good);
+  __syncwarp();  // the next tile takes this one's place in the buffer
+  return good;
+}
+
+}  // namespace codecllm::cuda
