@@ -27,6 +27,7 @@ from torch import nn
 
 import codecllm_ops
 from codecllm_ops.codec.coded import CodedMatrix, lasting, pack_layout
+from codecllm_ops.codec.operand import Operand
 from codecllm_ops.codec.tables import runtime_table
 from codecllm_ops.format import CorruptStreamError, Head
 from codecllm_ops.ops.functional import translated
@@ -200,6 +201,7 @@ class CodedModule(nn.Module):
             scale = head.scale
             self.weight_scale = None if scale is None else torch.from_numpy(scale).to(device)
         self._layout = pack_layout(head)
+        self._index_shape = head.index_shape
         self._tables_of = _TablesOf(self.weight_head) if own else None
 
     def _prepare(self) -> None:
@@ -230,18 +232,20 @@ class CodedModule(nn.Module):
             dtype: None for the coded bits: the original weight, or for int8 the integers.
         """
         self._prepare()
+        return translated(torch.ops.codecllm.decode, *self._operand(), dtype)
+
+    def _operand(self) -> Operand:
+        parameters, buffers = self._parameters, self._buffers
         rows, cols = self.matrix_shape
-        return translated(
-            torch.ops.codecllm.decode,
-            self.weight,
-            self.weight_raw,
-            self.weight_index,
-            self.weight_table,
-            self.weight_scale,
+        return Operand(
+            parameters["weight"],
+            parameters["weight_raw"],
+            parameters["weight_index"].view(self._index_shape),
+            buffers["weight_table"],
+            buffers["weight_scale"],
             rows,
             cols,
             self._layout,
-            dtype,
         )
 
     def dense_weight(self) -> torch.Tensor:
