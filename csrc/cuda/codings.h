@@ -1,9 +1,10 @@
-// The one list of codings that kernels read: how the words of a tile lie in memory. Kernels, plan and
-// launch know a coding by what stands here and by its source (source.cuh), nothing else.
+// The one list of codings that kernels read: how the words of a tile lie in memory. Kernels, plan
+// and launch know a coding by what stands here and by its source (source.cuh), nothing else.
 //
 // A new coding: a folder like rans/ with needs.h and source.cuh, a struct and a case here, and an
 // include in instantiate.cuh.
 #pragma once
+#include "../core/layout.h"
 #include "rans/needs.h"
 
 namespace codecllm::cuda {
@@ -12,7 +13,7 @@ template <class F, bool Left>
 struct RansSource;
 
 struct Rans {
-  static constexpr int kId = 0;
+  static constexpr Coding kCoding = Coding::rans;
   template <class F>
   static constexpr bool kCodes = true;
   // Sources of a format, by variant: the predictor.
@@ -27,13 +28,13 @@ struct Rans {
 };
 
 // A stored matrix never comes to a kernel: there is nothing to decode.
-inline int coding_of(const CodedView&) { return Rans::kId; }
+inline Coding coding_of(const CodedView&) { return Rans::kCoding; }
 
 // Calls f with the coding of a matrix.
 template <class Call>
 bool with_coding(const CodedView& matrix, Call&& call) {
   switch (coding_of(matrix)) {
-    case Rans::kId:
+    case Rans::kCoding:
       call(Rans{});
       return true;
     default:

@@ -1,5 +1,5 @@
-// How a linear_mma launch is cut into blocks: one for each processor, as large as it can be. A cut is
-// the cheapest by a small model of shared memory, rounds of tiles and partial sums.
+// How a linear_mma launch is cut into blocks: one for each processor, as large as it can be. A cut
+// is the cheapest by a small model of shared memory, rounds of tiles and partial sums.
 #pragma once
 #include <algorithm>
 
@@ -52,9 +52,9 @@ struct Cut {
       if (rounds() <= best.rounds()) best = *this;
     *this = best;
   }
-  // Clocks per weight of a processor, counted in shared-memory wavefronts, the limit that depends on
-  // the cut. Fewer than about 15 warps wait for latencies. Partial sums go to the second-level cache
-  // and come back, at about 20 bytes per clock.
+  // Clocks per weight of a processor, counted in shared-memory wavefronts, the limit that depends
+  // on the cut. Fewer than about 15 warps wait for latencies. Partial sums go to the second-level
+  // cache and come back, at about 20 bytes per clock.
   double cost() const {
     const int64_t waves = ceil_div(blocks() * chunks, processors);
     const double tiles = double(waves * rounds()) * std::max(15, block.warps);

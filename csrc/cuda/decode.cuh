@@ -6,8 +6,8 @@
 //     fill what the source shares, if the segment is new                      | barrier
 //     for each tile of the warp: locate, stage, for each group: store pairs   | barrier
 //
-// decode_rows: a row of a tile belongs to four lanes, so a warp decodes eight rows at once, all of the
-// same column tile, and reads 1/8 of each tile's words.
+// decode_rows: a row of a tile belongs to four lanes, so a warp decodes eight rows at once, all of
+// the same column tile, and reads 1/8 of each tile's words.
 //
 //   for each eight rows and column tile of the warp:
 //     find tile and lane of each row, for each group: store the pairs of the row
@@ -40,8 +40,8 @@ CLLM_DEVICE void store_pair(uint8_t* to, uint32_t pair, uint32_t low, int words,
   }
 }
 
-// The main loop. Whole: no row or column of the tile is outside of the matrix, and pairs lie where they
-// can be stored at once. The checks would be a fifth of it.
+// The main loop. Whole: no row or column of the tile is outside of the matrix, and pairs lie where
+// they can be stored at once. The checks would be a fifth of it.
 template <class F, bool Whole, class Reader>
 CLLM_DEVICE bool write_tile(const DecodeArgs& a, const LocatedTile& tile, const Reader& reader,
                             int64_t col_tile) {
@@ -83,8 +83,8 @@ __global__ void __launch_bounds__(32 * kMaxWarps) decode_matrix(const DecodeArgs
   CLLM_SHARED_MEMORY(uint4, memory);
   const CodedView& matrix = a.matrix;
   const int warp = threadIdx.x >> 5;
-  const SharedAddress words = shared_address((uint8_t*)memory + a.block.warps_at()) +
-                              warp * uint32_t(a.block.warp_bytes);
+  const SharedAddress words =
+      shared_address((uint8_t*)memory + a.block.warps_at()) + warp * uint32_t(a.block.warp_bytes);
   const int64_t tiles = matrix.tile_rows * matrix.col_tiles;
   for (Cuts cut(matrix, tiles, matrix.col_tiles, tiles); cut.more(); cut.next()) {
     if (cut.new_segment()) S::fill(matrix, cut.segment, a.block, memory);
@@ -127,9 +127,9 @@ struct CodedRow {
   }
 };
 
-// The tiles of a warp's eight rows. A tile is located by a whole warp: the eight one after the other,
-// each quad keeps its own. All lanes must read something: who has no tile takes a harmless one, and
-// learns that it is not valid.
+// The tiles of a warp's eight rows. A tile is located by a whole warp: the eight one after the
+// other, each quad keeps its own. All lanes must read something: who has no tile takes a harmless
+// one, and learns that it is not valid.
 template <class S>
 CLLM_DEVICE typename S::Tile locate_eight(const CodedView& matrix, int64_t tile_row,
                                           int64_t col_tile, int lane) {
@@ -177,9 +177,9 @@ __global__ void __launch_bounds__(128) decode_rows(const DecodeArgs a) {
     if (mine && (bad >> 4 * quad & 0xf)) {
       poison(a, bytes, i, 1, col_tile, t, 4);
       if (a.status && t == 0)
-        atomicMin((unsigned long long*)a.status,
-                  inside ? (unsigned long long)(row.tile_row * matrix.col_tiles + col_tile)
-                         : kBadId);
+        atomicMin(
+            (unsigned long long*)a.status,
+            inside ? (unsigned long long)(row.tile_row * matrix.col_tiles + col_tile) : kBadId);
     }
   }
 }

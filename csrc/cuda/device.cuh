@@ -91,8 +91,8 @@ CLLM_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint2 b) {
 #endif
 }
 
-// `v` as it is, in a register of each lane: the compiler can no longer know that it is the same in all
-// of them, and keeps it out of the uniform registers, which not every instruction takes.
+// `v` as it is, in a register of each lane: the compiler can no longer know that it is the same in
+// all of them, and keeps it out of the uniform registers, which not every instruction takes.
 CLLM_DEVICE uint32_t own(uint32_t v) { return __shfl_sync(~0u, v, threadIdx.x & 31); }
 // A value that all lanes have, made so that the compiler knows it: loops over it do not diverge.
 CLLM_DEVICE int uniform(int v) {

@@ -18,8 +18,8 @@ struct SourceKernels {
   DecodeKernel matrix, rows;
 };
 
-// In instantiate.cuh; kernels_<format>.cu compiles it. A format of the list (core/format.h) that has no
-// such file is an undefined symbol.
+// In instantiate.cuh; kernels_<format>.cu compiles it. A format of the list (core/format.h) that
+// has no such file is an undefined symbol.
 template <class F>
 const SourceKernels* kernels_of_format(const CodedView& matrix);
 

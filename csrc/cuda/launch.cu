@@ -21,7 +21,8 @@ template <class Args>
 cudaError_t launch(void (*kernel)(Args), dim3 grid, const Block& block, cudaStream_t stream,
                    Args args) {
   if (!kernel) return cudaErrorInvalidValue;
-  if (const cudaError_t e = prepare_kernel((const void*)kernel, block.most_shared, stream)) return e;
+  if (const cudaError_t e = prepare_kernel((const void*)kernel, block.most_shared, stream))
+    return e;
 #if defined(CLLM_EMU)
   return emulated_launch(kernel, grid, block.threads, block.shared, args);
 #else

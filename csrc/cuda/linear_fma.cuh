@@ -1,7 +1,8 @@
 // decode_linear where no MMA multiplies exactly: float32 x or weights, bf16 weights with fp16 x and
 // the reverse, predictor `left`, GPUs before sm_80. Correct and fused, not tuned.
 //
-//   block = one tile row, up to kFmaRows rows of x (blockIdx.y)      its warps take the tiles in turn
+//   block = one tile row, up to kFmaRows rows of x (blockIdx.y)      its warps take the tiles in
+//   turn
 //
 //   for each tile row of the block:
 //     for each tile of the warp: locate, for each group: multiply-add each pair with each row of x
@@ -52,8 +53,7 @@ __global__ void __launch_bounds__(32 * kFmaWarps) linear_fma(const LinearArgs a)
     FmaSums sums = {};
     for (int64_t col_tile = warp; col_tile < matrix.col_tiles; col_tile += kFmaWarps) {
       const typename S::Tile tile = S::locate(matrix, tile_row, col_tile, lane);
-      const bool good =
-          tile.valid && multiply_pairs<S>(a, tile, col_tile, first_row, x_rows, sums);
+      const bool good = tile.valid && multiply_pairs<S>(a, tile, col_tile, first_row, x_rows, sums);
       if (!__all_sync(~0u, good)) {
         report_corrupt(a.status, tile_row * matrix.col_tiles + col_tile);
         for (auto& sum : sums) sum[0] = sum[1] = float_from_bits(0x7fffffffu);

@@ -1,11 +1,14 @@
 // decode_linear for small batches: a warp decodes a tile into the A fragments of mma.m16n8k16 and
 // multiplies each group at once with x. Weights never leave the registers.
 //
-//            chunk 0 (blockIdx.y = 0)    chunk 1           x [x_rows, cols], a chunk's part in shared
+//            chunk 0 (blockIdx.y = 0)    chunk 1           x [x_rows, cols], a chunk's part in
+//            shared
 //           +------+------+------+      +------+---        memory, in fragment order
 //   block 0 | tile | tile | tile |      |
-//           |      |      |      |      |                  band: as many tile rows as have room for the
-//           +------+------+------+      +---               sums of all their tiles; the block's warps take
+//           |      |      |      |      |                  band: as many tile rows as have room for
+//           the
+//           +------+------+------+      +---               sums of all their tiles; the block's
+//           warps take
 //   block 1 |      |      |      |      |                  its tiles in turn
 //           |      |      |      |      |
 //
@@ -15,16 +18,16 @@
 //     for each tile of the warp: locate, stage, for each group: multiply; keep the sums
 //     add the sums of each row over the chunk's tiles                         | barriers around it
 //
-// Partial sums of several chunks go to a workspace, and linear_reduce adds them. Every sum has a fixed
-// order: results repeat bit by bit.
+// Partial sums of several chunks go to a workspace, and linear_reduce adds them. Every sum has a
+// fixed order: results repeat bit by bit.
 #pragma once
 #include "combine.cuh"
 #include "source.cuh"
 
 namespace codecllm::cuda {
 
-// M: rows that x takes in the fragments, 1, 2, 4, 8, 16, 32 or 64. Below 8, lanes of rows that are not
-// there repeat the last one; what they compute is never read.
+// M: rows that x takes in the fragments, 1, 2, 4, 8, 16, 32 or 64. Below 8, lanes of rows that are
+// not there repeat the last one; what they compute is never read.
 template <int M>
 constexpr int kBlocks = (M + 7) / 8;  // of 8 rows of x, an MMA's
 template <int M>
@@ -44,9 +47,9 @@ CLLM_DEVICE uint4 load_x(const LinearArgs& a, int x_row, int64_t col) {
   return make_uint4(v[0], v[1], v[2], v[3]);
 }
 
-// x -> the fragments of the chunk's column tiles: for two groups at a time, every block of rows of x,
-// t and row, 16 bytes: columns 2t, 2t + 1, 2t + 8, 2t + 9 of the first group, then of the second.
-// Zeros where x has no column or row. A warp takes a row in a tile.
+// x -> the fragments of the chunk's column tiles: for two groups at a time, every block of rows of
+// x, t and row, 16 bytes: columns 2t, 2t + 1, 2t + 8, 2t + 9 of the first group, then of the
+// second. Zeros where x has no column or row. A warp takes a row in a tile.
 template <int M>
 CLLM_DEVICE void stage_x(const LinearArgs& a, int64_t first_col, uint8_t* to) {
   constexpr int rows = kBlockRows<M>;
@@ -54,8 +57,8 @@ CLLM_DEVICE void stage_x(const LinearArgs& a, int64_t first_col, uint8_t* to) {
   for (int item = threadIdx.x >> 5; item < a.chunk_tiles * M; item += blockDim.x >> 5) {
     const int tile = item / M, x_row = item % M;
     const int64_t col = first_col + int64_t(tile) * tile_cols;
-    uint8_t* fragments = to + tile * fragment_bytes(M, tile_cols) +
-                         16 * (x_row / rows * 4 * rows + x_row % rows);
+    uint8_t* fragments =
+        to + tile * fragment_bytes(M, tile_cols) + 16 * (x_row / rows * 4 * rows + x_row % rows);
 #pragma unroll 2
     for (int eight = lane; eight < tile_cols / 8; eight += kLanes) {
       const uint4 v = load_x(a, x_row, col + 8 * eight);
@@ -80,7 +83,7 @@ CLLM_DEVICE bool multiply_tile(const Reader& reader, SharedAddress x, TileSums<M
   uint4 two[kBlocks<M>];  // fragments of two groups
   return reader.each_group([&](const auto& group) {
     uint32_t a[kPairsPerGroup];
-    group.template operands<B16>(a);
+    group.template fragment<B16>(a);
 #pragma unroll
     for (int b = 0; b < kBlocks<M>; ++b) {
       if (!group.odd) two[b] = load_shared128(x + 512 * b);
@@ -118,8 +121,8 @@ struct MmaBlock {
   uint4* shared;  // the source's
   uint8_t* x;
   float* sums;
-  SharedAddress words;    // this warp's buffer
-  SharedAddress my_x;     // this lane's first fragment
+  SharedAddress words;  // this warp's buffer
+  SharedAddress my_x;   // this lane's first fragment
   int64_t first_tile;
   int tiles;
 
@@ -130,8 +133,8 @@ struct MmaBlock {
     sums = (float*)(x + a.x_bytes);
     words = shared_address(bytes + a.block.warps_at()) + warp * uint32_t(a.block.warp_bytes);
     // Lane (g, t) of a fragment holds row g of x; lanes beyond x repeat the last one.
-    my_x = shared_address(x) +
-           16 * (t * kBlockRows<M> + (g < kBlockRows<M> ? g : kBlockRows<M> - 1));
+    my_x =
+        shared_address(x) + 16 * (t * kBlockRows<M> + (g < kBlockRows<M> ? g : kBlockRows<M> - 1));
     first_tile = int64_t(blockIdx.y) * a.chunk_tiles;
     const int64_t left = a.matrix.col_tiles - first_tile;
     tiles = int(left < a.chunk_tiles ? left : a.chunk_tiles);

@@ -122,12 +122,19 @@ LinearPlan cached_plan_linear(const CodedView& matrix, int64_t x_rows, Dtype dty
   // All that make_plan looks at.
   using Plans = Remembered<13, LinearPlan>;
   static Plans plans;
-  const Plans::Key key = {
-      int64_t(intptr_t(kernels_of(matrix))), matrix.tile_rows,        matrix.col_tiles,
-      matrix.cols,                           matrix.tile_cols,        needs.shares[0].bytes,
-      needs.warp_bytes,                      log2_rows,               int64_t(dtype),
-      device.arch,                           device.processors,       device.shared_per_block,
-      device.shared_per_processor};
+  const Plans::Key key = {int64_t(intptr_t(kernels_of(matrix))),
+                          matrix.tile_rows,
+                          matrix.col_tiles,
+                          matrix.cols,
+                          matrix.tile_cols,
+                          needs.shares[0].bytes,
+                          needs.warp_bytes,
+                          log2_rows,
+                          int64_t(dtype),
+                          device.arch,
+                          device.processors,
+                          device.shared_per_block,
+                          device.shared_per_processor};
   LinearPlan plan;
   if (plans.find(key, plan)) return plan;
   plan = make_plan(matrix, needs, log2_rows, dtype, device);

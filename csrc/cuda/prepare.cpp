@@ -9,9 +9,9 @@ namespace {
 
 constexpr int kMaxDevices = 64;
 
-// While a graph is captured in the mode `global`, which is torch's, no thread may make calls that the
-// runtime holds for unsafe; the first use of a kernel loads it. This thread says that its calls have
-// nothing to do with what is captured.
+// While a graph is captured in the mode `global`, which is torch's, no thread may make calls that
+// the runtime holds for unsafe; the first use of a kernel loads it. This thread says that its calls
+// have nothing to do with what is captured.
 class Relaxed {
  public:
   Relaxed() { cudaThreadExchangeStreamCaptureMode(&mode_); }
@@ -32,12 +32,6 @@ cudaError_t load(const void* kernel, int most_shared) {
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most_shared);
 }
 
-bool is_capturing(cudaStream_t stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  return cudaStreamIsCapturing(stream, &status) == cudaSuccess &&
-         status != cudaStreamCaptureStatusNone;
-}
-
 // "No code for this device" must not be the next call's error.
 cudaError_t forget(cudaError_t error) {
   if (error) cudaGetLastError();
@@ -45,6 +39,12 @@ cudaError_t forget(cudaError_t error) {
 }
 
 }  // namespace
+
+bool is_capturing(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  return cudaStreamIsCapturing(stream, &status) == cudaSuccess &&
+         status != cudaStreamCaptureStatusNone;
+}
 
 cudaError_t read_device(int device, const void* probe, Device& out) {
   // Filled twice at worst, with the same values.

@@ -7,7 +7,8 @@
 
 namespace codecllm::cuda {
 
-// A value may be made twice, and is equal then. A map that outgrows `Most` begins anew: shapes are few.
+// A value may be made twice, and is equal then. A map that outgrows `Most` begins anew: shapes are
+// few.
 template <size_t KeySize, class Value, size_t Most = 4096>
 class Remembered {
  public:

@@ -1,5 +1,5 @@
-// From a table of segments to rows of the matrix, and the shares of work that blocks take. Whatever a
-// table says, nothing outside of the matrix is named.
+// From a table of segments to rows of the matrix, and the shares of work that blocks take. Whatever
+// a table says, nothing outside of the matrix is named.
 #pragma once
 #include "args.h"
 #include "device.cuh"
@@ -21,7 +21,8 @@ CLLM_DEVICE int64_t segment_of(const CodedView& matrix, SegmentField field, int6
 
 // Where tile rows from `base` on belong to another segment, at most `end`. More than `base`
 // whatever the table says: a kernel must come to an end.
-CLLM_DEVICE int64_t end_of_segment(const CodedView& matrix, int64_t segment, int64_t base, int64_t end) {
+CLLM_DEVICE int64_t end_of_segment(const CodedView& matrix, int64_t segment, int64_t base,
+                                   int64_t end) {
   if (segment + 1 >= matrix.segments) return end;
   const int64_t next = __ldg(matrix.segment(segment + 1) + kFirstTileRow);
   return next <= base ? base + 1 : next < end ? next : end;
@@ -39,8 +40,9 @@ CLLM_DEVICE int rows_of(const CodedView& matrix, int64_t tile_row, int64_t& out_
   return local < 0 || rows < 0 ? 0 : int(rows);
 }
 
-// Cuts a block's share of some units (tile rows, or tiles of `per_row` to a tile row) where the segment
-// changes, or where `most` units are together: what a block does with one table and one barrier.
+// Cuts a block's share of some units (tile rows, or tiles of `per_row` to a tile row) where the
+// segment changes, or where `most` units are together: what a block does with one table and one
+// barrier.
 struct Cuts {
   const CodedView& matrix;
   int64_t per_row, most, end;  // units

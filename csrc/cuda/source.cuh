@@ -1,8 +1,8 @@
 // The seam between what a coding is and what a kernel does with the weights.
 //
-// A source S turns the bytes of one coding, for one weight format, into groups: 16 rows x 16 columns of
-// weights, four pair registers to a lane, in the order of the A fragment of mma.m16n8k16. Kernels are
-// templates over S and know nothing else of a coding. S has
+// A source S turns the bytes of one coding, for one weight format, into groups: 16 rows x 16
+// columns of weights, four pair registers to a lane, in the order of the A fragment of
+// mma.m16n8k16. Kernels are templates over S and know nothing else of a coding. S has
 //
 //   S::Format                  the weight format
 //   S::kMma                    whether linear_mma is worth compiling
@@ -13,24 +13,26 @@
 //   S::Tile                    a LocatedTile and whatever else the source must know of a tile
 //   S::locate(..)              a warp: finds a tile, `valid` if its bytes lie inside the tensors
 //   S::stage(.., work)         a warp: brings a tile near, returns work(reader)
-//   S::alone(.., f)            the groups of a tile for a lane that shares and stages nothing: f(group)
-//   S::stand_in(..)            makes a tile that is not valid one that may be read, by any lane
+//   S::alone(.., f)            the groups of a tile for a lane that shares and stages nothing:
+//   f(group) S::stand_in(..)            makes a tile that is not valid one that may be read, by any
+//   lane
 //
 // and a reader has
 //
 //   kStaged                    whether this is the fast way, worth a loop of its own
-//   each_group(f)              calls f(group) for the groups of a tile in order; then says whether the
-//                              tile ended as it must. A corrupt tile reads and writes nothing outside
-//                              of the tensors and the block's reserve, whatever comes out.
+//   each_group(f)              calls f(group) for the groups of a tile in order; then says whether
+//   the
+//                              tile ended as it must. A corrupt tile reads and writes nothing
+//                              outside of the tensors and the block's reserve, whatever comes out.
 //
 // and a group
 //
 //   number, odd                its number in the tile; whether that is odd, known to the compiler
-//   operands<B16>(a)           the weights as an operand of the tensor cores, exact
+//   fragment<B16>(a)           the weights as an A fragment of the tensor cores, exact
 //   words(j), low(j)           the words of pair j: its halves; the low halves of 32-bit words
 //
-// What a source needs of shared memory, it tells the plan (SourceNeeds in block.h). The list of codings
-// stands in codings.h.
+// What a source needs of shared memory, it tells the plan (SourceNeeds in block.h). The list of
+// codings stands in codings.h.
 #pragma once
 #include "segments.cuh"
 
@@ -63,8 +65,7 @@ template <class S, class Work>
 CLLM_DEVICE bool with_tile(const CodedView& matrix, const BlockLayout& layout,
                            const typename S::Shared& shared, SharedAddress buffer,
                            const TilePlace& place, Work&& work) {
-  const typename S::Tile tile =
-      S::locate(matrix, place.tile_row, place.col_tile, threadIdx.x & 31);
+  const typename S::Tile tile = S::locate(matrix, place.tile_row, place.col_tile, threadIdx.x & 31);
   bool good = tile.valid && tile.segment == place.segment;
   if (good)
     good = S::stage(tile, shared, layout, buffer, [&](auto reader) { return work(tile, reader); });

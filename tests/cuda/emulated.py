@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as c
 import functools
+import math
 import os
 import subprocess
 import sysconfig
@@ -77,8 +78,8 @@ def build(folder: Path, *flags: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         subprocess.run(
             [*compiler.split()[:1], "-std=c++20", "-O2", "-g1", "-fPIC", "-shared", "-Wall",
-             "-Wno-unknown-pragmas", "-Wl,-z,defs", f"-I{ROOT}/tests/cuda/emu/fake", *flags, "-o", temporary,
-             ROOT / "tests/cuda/emu/emulated.cpp"],
+             "-Wno-unknown-pragmas", "-Wl,-z,defs", f"-I{ROOT}/tests/cuda/emu/fake",
+             *flags, "-o", temporary, ROOT / "tests/cuda/emu/emulated.cpp"],
             check=True,
         )  # fmt: skip
         temporary.rename(target)
@@ -139,17 +140,38 @@ def view_of(coded: CodedMatrix, table: torch.Tensor | None = None) -> tuple[View
     return view, table
 
 
+class Output:
+    """A tensor with a fence on both sides: kernels must not write beyond it."""
+
+    FENCE, BYTE = 4096, 0x5E
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, fill: int) -> None:
+        count = math.prod(shape) * dtype.itemsize
+        self._all = torch.full((count + 2 * self.FENCE,), self.BYTE, dtype=torch.uint8)
+        inner = self._all[self.FENCE : self.FENCE + count]
+        self.tensor = inner.fill_(fill).view(dtype).view(shape)
+
+    @property
+    def pointer(self) -> c.c_void_p:
+        return c.c_void_p(self.tensor.data_ptr())
+
+    def checked(self) -> torch.Tensor:
+        fences = torch.cat([self._all[: self.FENCE], self._all[-self.FENCE :]])
+        assert (fences == self.BYTE).all(), "written outside of the output"
+        return self.tensor.clone()
+
+
 def decode(
     coded: CodedMatrix, device: Device | None = None, table: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, int]:
     """Words of the matrix, and the status."""
     view, table = view_of(coded, table)
     fmt = coded.info.fmt
-    out = torch.full((view.rows, view.cols * fmt.word_bytes), 0x55, dtype=torch.uint8)
+    out = Output((view.rows, view.cols * fmt.word_bytes), torch.uint8, 0x55)
     options = (device or Device()).options()
-    status = library().emulated_decode(c.byref(view), c.c_void_p(out.data_ptr()), c.byref(options))
+    status = library().emulated_decode(c.byref(view), out.pointer, c.byref(options))
     del table
-    return out.view(fmt.dtype), status
+    return out.checked().view(fmt.dtype), status
 
 
 def decode_rows(
@@ -157,18 +179,66 @@ def decode_rows(
 ) -> tuple[torch.Tensor, int]:
     view, table = view_of(coded, table)
     fmt = coded.info.fmt
-    out = torch.full((ids.numel(), view.cols * fmt.word_bytes), 0x55, dtype=torch.uint8)
+    out = Output((ids.numel(), view.cols * fmt.word_bytes), torch.uint8, 0x55)
     status = library().emulated_decode_rows(
         c.byref(view), c.c_void_p(ids.data_ptr()), c.c_int64(ids.numel()),
-        c.c_void_p(out.data_ptr()),
+        out.pointer,
     )  # fmt: skip
     del table
-    return out.view(fmt.dtype), status
+    return out.checked().view(fmt.dtype), status
 
 
 def plan_of(view: View, m: int, dtype: torch.dtype, device: Device | None = None) -> Plan:
     options = (device or Device()).options()
     return library().emulated_plan(c.byref(view), c.c_int64(m), DTYPES[dtype], c.byref(options))
+
+
+def cached_plan_of(view: View, m: int, dtype: torch.dtype, device: Device | None = None) -> Plan:
+    options = (device or Device()).options()
+    return library().emulated_cached_plan(
+        c.byref(view), c.c_int64(m), DTYPES[dtype], c.byref(options)
+    )
+
+
+def plan_nanoseconds(view: View, m: int, cached: bool, repeats: int) -> float:
+    """Of a plan for bf16 on an H200."""
+    options = Device(90, 132).options()
+    return library().emulated_plan_time(
+        c.byref(view), c.c_int64(m), DTYPES[torch.bfloat16], c.byref(options), int(cached), repeats
+    )
+
+
+@dataclass
+class Calls:
+    """What was asked of the pretended CUDA runtime."""
+
+    loads: int
+    attributes: int
+    launches: int
+    strict: bool  # the thread's capture mode is the one it had
+
+
+def runtime(*, capturing: bool = False, loads_in_capture: bool = True, error: int = 0) -> Calls:
+    """What was called since the last time; from now on the runtime behaves as said."""
+    counts = (c.c_int64 * 4)()
+    library().emulated_runtime(int(capturing), int(loads_in_capture), error, counts)
+    return Calls(*counts[:3], bool(counts[3]))
+
+
+def decode_error(coded: CodedMatrix, device: Device) -> int:
+    """CUDA's error of a launch of decode."""
+    view, table = view_of(coded)
+    out = Output((view.rows, view.cols * coded.info.fmt.word_bytes), torch.uint8, 0)
+    options = device.options()
+    error = library().emulated_decode_error(c.byref(view), out.pointer, c.byref(options))
+    del table
+    return error
+
+
+def device_error(number: int) -> tuple[int, bool]:
+    """Of reading a device's properties; whether this library has code for it."""
+    has_code = c.c_int()
+    return library().emulated_device(number, c.byref(has_code)), bool(has_code.value)
 
 
 def plan(coded: CodedMatrix, m: int, dtype: torch.dtype, device: Device | None = None) -> Plan:
@@ -186,14 +256,14 @@ def linear(
     """decode_linear of x [m, cols], and the status."""
     view, table = view_of(coded, table)
     scale = coded.info.scale
-    out = torch.full((x.shape[0], view.rows), float("nan"), dtype=x.dtype)
+    out = Output((x.shape[0], view.rows), x.dtype, 0xFF)
     options = (device or Device()).options()
     status = library().emulated_linear(
         c.byref(view), c.c_void_p(x.data_ptr()), c.c_int64(x.shape[0]), DTYPES[x.dtype],
         None if scale is None else c.c_void_p(scale.ctypes.data),
         int(coded.info.scale_kind == 2),
         None if bias is None else c.c_void_p(bias.data_ptr()),
-        c.c_void_p(out.data_ptr()), c.byref(options),
+        out.pointer, c.byref(options),
     )  # fmt: skip
     del table
-    return out, status
+    return out.checked(), status

@@ -182,7 +182,7 @@ def test_linear_with_predictor_left():
 
 
 def test_linear_before_sm_80():
-    check_linear(BF16, torch.float16, (20, 100), 9, Device(arch=75), path="fma")
+    check_linear(BF16, torch.bfloat16, (20, 100), 9, Device(arch=75), path="fma")
 
 
 def test_every_way_to_cut_the_work():
@@ -258,6 +258,7 @@ def test_many_narrow_tiles(case):
 @pytest.mark.parametrize("value", [-1, 5, 2**31 - 1, -(2**31)])
 @pytest.mark.parametrize("field", range(5))
 def test_a_table_that_lies_stays_inside(field, value):
+    """Reads outside end the program, writes fail in `emulated.Output`."""
     _, part = coded_of("normal", 21, 40, BF16, tile_cols=16)
     coded = ops.CodedMatrix.concat_rows([part, part])
     for segment in range(2):

@@ -1,5 +1,5 @@
-// What the rANS source asks of shared memory: copies of a slot table for the block, a tile's words for
-// each warp. Host code.
+// What the rANS source asks of shared memory: copies of a slot table for the block, a tile's words
+// for each warp. Host code.
 #pragma once
 #include <algorithm>
 
@@ -16,8 +16,8 @@ inline SourceNeeds rans_needs(const CodedView& matrix, int64_t most_warp_bytes) 
     const int bytes = 4 << needs.n_shares << matrix.scale_bits;
     needs.shares[needs.n_shares++] = {bytes, (kStep + lookup) / 64};
   }
-  // A full tile of average size, and what tiles differ. A larger tile is read from global memory, so
-  // this is a matter of speed only. In coarse steps: layers of one shape shall share a plan.
+  // A full tile of average size, and what tiles differ. A larger tile is read from global memory,
+  // so this is a matter of speed only. In coarse steps: layers of one shape shall share a plan.
   const int64_t padded = ceil_div(matrix.cols, kGroupCols) * kGroupCols;
   const double average =
       double(matrix.stream_bytes) * matrix.tile_cols / (double(matrix.tile_rows) * padded);

@@ -62,7 +62,8 @@ struct RawBits {
       using P = decltype(plane);
       if constexpr (!P::kLowHalf) {
         const uint32_t c = containers[P::kBefore + pair / P::kPerContainer];
-        fields = select_bits(P::kMask, rotate_right(c, P::kBits * (pair % P::kPerContainer)), fields);
+        fields =
+            select_bits(P::kMask, rotate_right(c, P::kBits * (pair % P::kPerContainer)), fields);
       }
     });
     return fields;
@@ -157,15 +158,15 @@ struct RawCursor {
   }
 };
 
-// Calls f(raw, pair, parity) for every group of a tile, in order: the group's pairs are pair .. pair + 3
-// of `raw`; `parity` is that of the group.
+// Calls f(raw, pair, parity) for every group of a tile, in order: the group's pairs are pair ..
+// pair + 3 of `raw`; `parity` is that of the group.
 //
 // Pipelined: two sets of registers in turn, each loaded again as soon as it was used; nothing is
-// copied. That is what the source says. The machine code has all loads of a trip on one scoreboard, and
-// waits for one of them two instructions after it was issued (docs/kernels.md): other warps hide the
-// latency, not the distance. The last two loads of a tile are too many, from the tile behind it. A
-// tile with none there (`last`) leaves its end to the plain loop, as every tile does with what does
-// not fill two iterations.
+// copied. That is what the source says. The machine code has all loads of a trip on one scoreboard,
+// and waits for one of them two instructions after it was issued (docs/kernels.md): other warps
+// hide the latency, not the distance. The last two loads of a tile are too many, from the tile
+// behind it. A tile with none there (`last`) leaves its end to the plain loop, as every tile does
+// with what does not fill two iterations.
 template <class F, bool Pipelined, class Each>
 CLLM_DEVICE void for_each_group(const RawTile<F>& tile, bool last, Each&& f) {
   int iterations = 0;

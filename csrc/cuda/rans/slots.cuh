@@ -1,7 +1,8 @@
 // Slot tables as kernels read them: copies in shared memory, or the runtime table itself.
 //
 // Entries are repacked on their way: freq on top costs one shift, the indices at the bottom go in
-// place by a multiplication, which the FMA pipe does while the integer pipe is the one that is full.
+// place by a multiplication, which the FMA pipe does while the integer pipe is the one that is
+// full.
 #pragma once
 #include "../../core/rans.h"
 #include "../block.h"

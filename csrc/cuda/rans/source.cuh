@@ -1,7 +1,7 @@
 // The rANS source: what kernels know of the coding `rans` (../source.cuh).
 #pragma once
 #include "../codings.h"
-#include "../operand.cuh"
+#include "../fragment.cuh"
 #include "tile.cuh"
 
 namespace codecllm::cuda {
@@ -16,8 +16,8 @@ struct RansGroup {
   int first;  // of the four, in `raw`
 
   template <class B16>
-  CLLM_DEVICE void operands(uint32_t (&a)[kPairsPerGroup]) const {
-    to_operands<F, B16>(pairs, a);
+  CLLM_DEVICE void fragment(uint32_t (&a)[kPairsPerGroup]) const {
+    to_fragment<F, B16>(pairs, a);
   }
   CLLM_DEVICE uint32_t words(int j) const { return pairs[j] ^ F::fmt.flip; }
   CLLM_DEVICE uint32_t low(int j) const { return raw.low(first + j); }
@@ -90,9 +90,12 @@ struct RansSource {
           tile, shared.slots, shared.segment, global_words(tile, tile.start),
           global_words(tile, tile.end), lane});
     stage_words(tile, buffer);
-    return work(RansReader<F, Left, SharedSlots, SharedWords>{
-        tile, shared.slots, shared.segment, {buffer + 2 * tile.start}, {buffer + 2 * tile.end},
-        lane});
+    return work(RansReader<F, Left, SharedSlots, SharedWords>{tile,
+                                                              shared.slots,
+                                                              shared.segment,
+                                                              {buffer + 2 * tile.start},
+                                                              {buffer + 2 * tile.end},
+                                                              lane});
   }
   // `lane` of the tile, with what it needs in global memory.
   template <class Each>
@@ -100,12 +103,7 @@ struct RansSource {
     const GlobalSlots slots = global_slots(matrix, tile.segment);
     const Segment<F> segment(matrix.segment(tile.segment));
     return RansReader<F, Left, GlobalSlots, GlobalWords>{
-        tile,
-        slots,
-        segment,
-        global_words(tile, tile.start),
-        global_words(tile, tile.end),
-        lane}
+        tile, slots, segment, global_words(tile, tile.start), global_words(tile, tile.end), lane}
         .each_group(each);
   }
   static CLLM_DEVICE void stand_in(const CodedView& matrix, Tile& tile) {

@@ -24,8 +24,7 @@ CLLM_DEVICE RansTile locate_rans(const CodedView& matrix, int64_t tile_row, int6
   tile.groups = matrix.groups(col_tile);
   const int64_t raw_at = tile_row * matrix.raw_row_bytes + col_tile * matrix.raw_tile_bytes;
   tile.raw = matrix.raw + raw_at;
-  tile.last =
-      matrix.tile_rows * matrix.raw_row_bytes - raw_at < matrix.raw_tile_bytes + kLoadAhead;
+  tile.last = matrix.tile_rows * matrix.raw_row_bytes - raw_at < matrix.raw_tile_bytes + kLoadAhead;
 
   const int me = threadIdx.x & 31, bit = me * matrix.len_bits, word = bit >> 5;
   const uint32_t low = __ldg(record + 2 + word);

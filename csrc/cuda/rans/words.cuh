@@ -1,6 +1,6 @@
 // The words of a lane's stream. `next` is fetched when the word before it is used, a step or more
-// ahead of its own use: a step then waits for one shared-memory access, the slot table's, instead of
-// two.
+// ahead of its own use: a step then waits for one shared-memory access, the slot table's, instead
+// of two.
 #pragma once
 #include "../../core/rans.h"
 #include "../device.cuh"

@@ -25,16 +25,11 @@ struct Planned {
 };
 
 static Planned planned(const LinearPlan& p) {
-  return {int(p.path),
-          p.log2_rows,
-          p.band_rows,
-          p.chunk_tiles,
-          p.chunks,
-          p.path == Path::mma ? copies_of(p.block) : 0,
-          p.block.warps,
-          p.path == Path::mma ? p.block.bytes() : 0,
-          p.x_bytes,
-          p.block.kernel_bytes,
+  return {int(p.path),   p.log2_rows,
+          p.band_rows,   p.chunk_tiles,
+          p.chunks,      p.path == Path::mma ? copies_of(p.block) : 0,
+          p.block.warps, p.path == Path::mma ? p.block.bytes() : 0,
+          p.x_bytes,     p.block.kernel_bytes,
           p.grid};
 }
 

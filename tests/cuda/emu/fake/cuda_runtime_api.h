@@ -1,5 +1,6 @@
-// What csrc/cuda wants of the CUDA runtime, for the emulator. It counts what is called once per kernel
-// and device, and can pretend that a stream is captured by a driver that does not load kernels then.
+// What csrc/cuda wants of the CUDA runtime, for the emulator. It counts what is called once per
+// kernel and device, and can pretend that a stream is captured by a driver that does not load
+// kernels then.
 #pragma once
 #include <map>
 
@@ -70,8 +71,7 @@ inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, i
   return emu::unsafe_call();
 }
 inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  *status =
-      emu::runtime.capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  *status = emu::runtime.capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
 inline cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {

@@ -1,5 +1,5 @@
-// Pair registers to operands of the tensor cores: two bf16 or fp16 numbers, the exact values of the
-// weights. Input: halves as decoded, without the format's `flip`.
+// Pair registers to fragments of the tensor cores' operand A: two bf16 or fp16 numbers, the exact
+// values of the weights. Input: halves as decoded, without the format's `flip`.
 #pragma once
 #include "device.cuh"
 
@@ -7,15 +7,16 @@ namespace codecllm::cuda {
 
 CLLM_HD constexpr uint32_t both(uint32_t half) { return half * 0x10001u; }
 
-// How words of a kind become numbers of a 16-bit kind. Where there is no exact way, `exact` is false and
-// an MMA cannot multiply the format. `fix`: whether infinities and NaNs come out as finite numbers.
+// How words of a kind become numbers of a 16-bit kind. Where there is no exact way, `exact` is
+// false and an MMA cannot multiply the format. `fix`: whether infinities and NaNs come out as
+// finite numbers.
 template <class Kind, class To>
-struct OperandOf {
+struct FragmentOf {
   static constexpr bool exact = false, fix = false;
 };
 
 template <int E, int M>
-struct OperandOf<Float<E, M, true>, Float<E, M, true>> {
+struct FragmentOf<Float<E, M, true>, Float<E, M, true>> {
   static constexpr bool exact = true, fix = false;
   template <class B16>
   static CLLM_DEVICE uint32_t get(uint32_t u) {
@@ -23,9 +24,10 @@ struct OperandOf<Float<E, M, true>, Float<E, M, true>> {
   }
 };
 
-// An integer u = q + 128 goes to the mantissa of a number with unit 1, then the offset is taken off.
+// An integer u = q + 128 goes to the mantissa of a number with unit 1, then the offset is taken
+// off.
 template <>
-struct OperandOf<Integer<8>, Fp16::Kind> {
+struct FragmentOf<Integer<8>, Fp16::Kind> {
   static constexpr bool exact = true, fix = false;
   template <class B16>
   static CLLM_DEVICE uint32_t get(uint32_t u) {
@@ -34,7 +36,7 @@ struct OperandOf<Integer<8>, Fp16::Kind> {
 };
 // bf16 has 7 bits for u: its top bit chooses between two offsets, -256 and -128.
 template <>
-struct OperandOf<Integer<8>, Bf16::Kind> {
+struct FragmentOf<Integer<8>, Bf16::Kind> {
   static constexpr bool exact = true, fix = false;
   template <class B16>
   static CLLM_DEVICE uint32_t get(uint32_t u) {
@@ -43,10 +45,10 @@ struct OperandOf<Integer<8>, Bf16::Kind> {
   }
 };
 
-// A float of 8 bits: exponent and mantissa in place, times two to the power of the difference of the
-// biases, so that subnormals come out right as well. Of equal exponents only the place changes.
+// A float of 8 bits: exponent and mantissa in place, times two to the power of the difference of
+// the biases, so that subnormals come out right as well. Of equal exponents only the place changes.
 template <int E, int M, bool HasInf, int ToE, int ToM>
-struct OperandOf<Float<E, M, HasInf>, Float<ToE, ToM, true>> {
+struct FragmentOf<Float<E, M, HasInf>, Float<ToE, ToM, true>> {
   static constexpr bool same_exponent = E == ToE && HasInf;
   static constexpr bool exact = 1 + E + M == 8 && M <= ToM && (E < ToE || same_exponent);
   static constexpr bool fix = !same_exponent;
@@ -68,7 +70,7 @@ struct OperandOf<Float<E, M, HasInf>, Float<ToE, ToM, true>> {
     constexpr uint32_t kStep = HasInf ? 1u << M : 1u;
     return ((u & both(kFrom)) + both(kStep)) & both(0x80);
   }
-  static CLLM_DEVICE uint32_t fixed(uint32_t u, uint32_t operand) {
+  static CLLM_DEVICE uint32_t fixed(uint32_t u, uint32_t fragment) {
     constexpr uint32_t kInfinity = ((1u << ToE) - 1) << ToM, kQuiet = 1u << (ToM - 1);
     const uint32_t found = specials(u);
 #pragma unroll
@@ -76,30 +78,30 @@ struct OperandOf<Float<E, M, HasInf>, Float<ToE, ToM, true>> {
       if (!(found >> h & 0x80)) continue;
       uint32_t value = kInfinity | (u >> h & 0x80) << 8;
       if (!HasInf || (u >> h & mantissa)) value |= kQuiet;
-      operand = (operand & ~(0xffffu << h)) | value << h;
+      fragment = (fragment & ~(0xffffu << h)) | value << h;
     }
-    return operand;
+    return fragment;
   }
 };
 
 // Formats whose values all fit into B16 exactly, so that an MMA can multiply them.
 template <class F, class B16>
-constexpr bool kExact = OperandOf<typename F::Kind, typename B16::Kind>::exact;
+constexpr bool kExact = FragmentOf<typename F::Kind, typename B16::Kind>::exact;
 
 template <class F, class B16>
-CLLM_DEVICE void to_operands(const uint32_t (&pairs)[kPairsPerGroup],
+CLLM_DEVICE void to_fragment(const uint32_t (&pairs)[kPairsPerGroup],
                              uint32_t (&a)[kPairsPerGroup]) {
-  using Operand = OperandOf<typename F::Kind, typename B16::Kind>;
+  using Fragment = FragmentOf<typename F::Kind, typename B16::Kind>;
   uint32_t found = 0;
 #pragma unroll
   for (int j = 0; j < kPairsPerGroup; ++j) {
-    a[j] = Operand::template get<B16>(pairs[j]);
-    if constexpr (Operand::fix) found |= Operand::specials(pairs[j]);
+    a[j] = Fragment::template get<B16>(pairs[j]);
+    if constexpr (Fragment::fix) found |= Fragment::specials(pairs[j]);
   }
-  if constexpr (Operand::fix) {
+  if constexpr (Fragment::fix) {
     if (!found) return;
 #pragma unroll
-    for (int j = 0; j < kPairsPerGroup; ++j) a[j] = Operand::fixed(pairs[j], a[j]);
+    for (int j = 0; j < kPairsPerGroup; ++j) a[j] = Fragment::fixed(pairs[j], a[j]);
   }
 }
 
