@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "format.h"
+#include "layout.h"
 #include "rans.h"
 
 namespace codecllm {
@@ -20,6 +21,7 @@ struct CodedView {
   int format, scale_bits, len_bits, predictor, tile_cols;
   // Derived from the above by the caller, once.
   int64_t tile_rows, col_tiles, raw_row_bytes, raw_tile_bytes;
+  Coding coding = Coding::rans;
 
   CLLM_HD const uint32_t* segment(int64_t s) const {
     return table + s * (kTableHeader + (int64_t(1) << scale_bits));

@@ -1,10 +1,15 @@
 // The one list of codings that kernels read: how the words of a tile lie in memory. Kernels, plan
 // and launch know a coding by what stands here and by its source (source.cuh), nothing else.
 //
-// A new coding: a folder like rans/ with needs.h and source.cuh, a struct and a case here, and an
-// include in instantiate.cuh.
+// A new coding: a folder like rans/ with needs.h and source.cuh, a struct and a word in the list
+// here, and an include in instantiate.cuh. The struct says
+//
+//   kCoding             what CodedView calls it
+//   kCodes<F>           whether it codes weights of format F
+//   kVariants, Source   sources of a format by variant, and how many
+//   variant_of(matrix)  which of them reads a matrix
+//   needs(matrix, ..)   what a block must have (block.h)
 #pragma once
-#include "../core/layout.h"
 #include "rans/needs.h"
 
 namespace codecllm::cuda {
@@ -27,16 +32,24 @@ struct Rans {
   }
 };
 
-// A stored matrix never comes to a kernel: there is nothing to decode.
-inline Coding coding_of(const CodedView&) { return Rans::kCoding; }
+// Codings of one build alone: the tests have some that the project does not have yet.
+#ifndef CLLM_MORE_CODINGS
+#define CLLM_MORE_CODINGS(CODING)
+#endif
 
-// Calls f with the coding of a matrix.
+// The list. `stored` is not in it: there is nothing to decode.
+#define CLLM_CODINGS(CODING) CODING(Rans) CLLM_MORE_CODINGS(CODING)
+
+// Calls f with the coding of a matrix; false if no kernel reads it.
 template <class Call>
 bool with_coding(const CodedView& matrix, Call&& call) {
-  switch (coding_of(matrix)) {
-    case Rans::kCoding:
-      call(Rans{});
-      return true;
+  switch (int(matrix.coding)) {
+#define CLLM_CODING(name)  \
+  case int(name::kCoding): \
+    call(name{});          \
+    return true;
+    CLLM_CODINGS(CLLM_CODING)
+#undef CLLM_CODING
     default:
       return false;
   }

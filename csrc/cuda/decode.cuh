@@ -16,6 +16,13 @@
 
 namespace codecllm::cuda {
 
+template <class F>
+CLLM_DEVICE void store_word(uint8_t* to, uint32_t word) {
+  if constexpr (F::fmt.word_bits == 8) *to = uint8_t(word);
+  if constexpr (F::fmt.word_bits == 16) *(uint16_t*)to = uint16_t(word);
+  if constexpr (F::fmt.word_bits == 32) *(uint32_t*)to = word;
+}
+
 // Two words of a row, as the matrix stores them; `words` of them are inside.
 template <class F>
 CLLM_DEVICE void store_pair(uint8_t* to, uint32_t pair, uint32_t low, int words, bool aligned) {
@@ -31,20 +38,15 @@ CLLM_DEVICE void store_pair(uint8_t* to, uint32_t pair, uint32_t low, int words,
     if constexpr (bytes == 4) *(uint2*)to = make_uint2(first, second);
     return;
   }
-  for (int i = 0; i < 2; ++i) {
-    if (i >= words) continue;
-    const uint32_t word = i ? second : first;
-    if constexpr (bytes == 1) to[i] = uint8_t(word);
-    if constexpr (bytes == 2) ((uint16_t*)to)[i] = uint16_t(word);
-    if constexpr (bytes == 4) ((uint32_t*)to)[i] = word;
-  }
+  if (words > 0) store_word<F>(to, first);
+  if (words > 1) store_word<F>(to + bytes, second);
 }
 
 // The main loop. Whole: no row or column of the tile is outside of the matrix, and pairs lie where
 // they can be stored at once. The checks would be a fifth of it.
 template <class F, bool Whole, class Reader>
-CLLM_DEVICE bool write_tile(const DecodeArgs& a, const LocatedTile& tile, const Reader& reader,
-                            int64_t col_tile) {
+CLLM_DEVICE bool write_groups(const DecodeArgs& a, const LocatedTile& tile, const Reader& reader,
+                              int64_t col_tile) {
   constexpr int bytes = F::fmt.word_bytes();
   const CodedView& matrix = a.matrix;
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -65,6 +67,23 @@ CLLM_DEVICE bool write_tile(const DecodeArgs& a, const LocatedTile& tile, const 
     left[0] -= kGroupCols;
     left[1] -= kGroupCols;
   });
+}
+
+template <class S, class Reader>
+CLLM_DEVICE bool write_tile(const DecodeArgs& a, const typename S::Tile& tile, const Reader& reader,
+                            int64_t col_tile) {
+  using F = typename S::Format;
+  const CodedView& matrix = a.matrix;
+  const bool inside = matrix.cols % 2 == 0 && (col_tile + 1) * matrix.tile_cols <= matrix.cols;
+  const bool whole = Reader::kStaged && inside && tile.rows == kTileRows;
+  const bool good = whole ? write_groups<F, Reader::kStaged>(a, tile, reader, col_tile)
+                          : write_groups<F, false>(a, tile, reader, col_tile);
+  S::each_apart(matrix, tile, [&](int row, int col, uint32_t word) {
+    const int64_t at = (tile.out_row + row) * matrix.cols + col_tile * matrix.tile_cols + col;
+    if (int(threadIdx.x & 31) == lane_of(row, col))
+      store_word<F>(a.out + at * F::fmt.word_bytes(), word);
+  });
+  return good;
 }
 
 // All ones, a NaN in every float format: what a corrupt tile decodes to. Columns of one tile.
@@ -92,13 +111,9 @@ __global__ void __launch_bounds__(32 * kMaxWarps) decode_matrix(const DecodeArgs
     const typename S::Shared shared = S::shared(matrix, cut.segment, a.block, memory);
     for (int64_t number = cut.first + warp; number < cut.last; number += a.block.warps) {
       const int64_t row = number / matrix.col_tiles, col = number % matrix.col_tiles;
-      const bool inside = matrix.cols % 2 == 0 && (col + 1) * matrix.tile_cols <= matrix.cols;
       if (with_tile<S>(matrix, a.block, shared, words, {row, col, cut.segment},
                        [&](const typename S::Tile& tile, const auto& reader) {
-                         constexpr bool kStaged = std::decay_t<decltype(reader)>::kStaged;
-                         if (kStaged && inside && tile.rows == kTileRows)
-                           return write_tile<F, kStaged>(a, tile, reader, col);
-                         return write_tile<F, false>(a, tile, reader, col);
+                         return write_tile<S>(a, tile, reader, col);
                        }))
         continue;
       report_corrupt(a.status, number);
@@ -172,6 +187,10 @@ __global__ void __launch_bounds__(128) decode_rows(const DecodeArgs a) {
         store_pair<F>(to + col * bytes, group.words(j), group.low(j), left < 2 ? 1 : 2,
                       matrix.cols % 2 == 0);
       }
+    });
+    S::each_apart(matrix, tile, [&](int in_tile, int col, uint32_t word) {
+      if (mine && in_tile == row.in_tile && lane == lane_of(in_tile, col))
+        store_word<F>(to + (col - 2 * t) * bytes, word);
     });
     const unsigned bad = __ballot_sync(~0u, !good);
     if (mine && (bad >> 4 * quad & 0xf)) {

@@ -16,30 +16,40 @@ namespace codecllm::cuda {
 // Of a lane, for rows g and g + 8 of the tile.
 using FmaSums = float[kFmaRows][2];
 
+// A weight times its column of x.
+CLLM_DEVICE void multiply_one(const LinearArgs& a, float weight, int64_t col, int first_row,
+                              int x_rows, int half, FmaSums& sums) {
+  const CodedView& matrix = a.matrix;
+  if (col >= matrix.cols) return;
+  for (int i = 0; i < x_rows; ++i) {
+    const float x = load_as_float(a.x, (first_row + i) * matrix.cols + col, a.dtype);
+    sums[i][half] = fmaf(weight, x, sums[i][half]);
+  }
+}
+
 // The main loop: pair j of a lane times columns col and col + 1 of x.
 template <class S>
-CLLM_DEVICE bool multiply_pairs(const LinearArgs& a, const typename S::Tile& tile, int64_t col_tile,
-                                int first_row, int x_rows, FmaSums& sums) {
+CLLM_DEVICE bool multiply_tile(const LinearArgs& a, const typename S::Tile& tile, int64_t col_tile,
+                               int first_row, int x_rows, FmaSums& sums) {
   using F = typename S::Format;
-  const CodedView& matrix = a.matrix;
   const int lane = threadIdx.x & 31;
-  const int64_t first_col = col_tile * matrix.tile_cols;
-  return S::alone(matrix, tile, lane, [&](const auto& group) {
+  const int64_t first_col = col_tile * a.matrix.tile_cols;
+  const bool good = S::alone(a.matrix, tile, lane, [&](const auto& group) {
 #pragma unroll
     for (int j = 0; j < kPairsPerGroup; ++j) {
       const uint32_t pair = group.words(j), low = group.low(j);
+      const int64_t col = first_col + kGroupCols * group.number + pair_col(lane, j);
       const float w0 = word_value<F>(pair & 0xffff, low & 0xffff);
       const float w1 = word_value<F>(pair >> 16, low >> 16);
-      const int64_t col = first_col + kGroupCols * group.number + pair_col(lane, j);
-      for (int i = 0; i < x_rows; ++i) {
-        const int64_t at_x = (first_row + i) * matrix.cols + col;
-        float sum = sums[i][j & 1];
-        if (col < matrix.cols) sum = fmaf(w0, load_as_float(a.x, at_x, a.dtype), sum);
-        if (col + 1 < matrix.cols) sum = fmaf(w1, load_as_float(a.x, at_x + 1, a.dtype), sum);
-        sums[i][j & 1] = sum;
-      }
+      multiply_one(a, w0, col, first_row, x_rows, j & 1, sums);
+      multiply_one(a, w1, col + 1, first_row, x_rows, j & 1, sums);
     }
   });
+  S::each_apart(a.matrix, tile, [&](int row, int col, uint32_t word) {
+    if (lane == lane_of(row, col))
+      multiply_one(a, word_value<F>(word), first_col + col, first_row, x_rows, row / 8, sums);
+  });
+  return good;
 }
 
 template <class S>
@@ -53,7 +63,7 @@ __global__ void __launch_bounds__(32 * kFmaWarps) linear_fma(const LinearArgs a)
     FmaSums sums = {};
     for (int64_t col_tile = warp; col_tile < matrix.col_tiles; col_tile += kFmaWarps) {
       const typename S::Tile tile = S::locate(matrix, tile_row, col_tile, lane);
-      const bool good = tile.valid && multiply_pairs<S>(a, tile, col_tile, first_row, x_rows, sums);
+      const bool good = tile.valid && multiply_tile<S>(a, tile, col_tile, first_row, x_rows, sums);
       if (!__all_sync(~0u, good)) {
         report_corrupt(a.status, tile_row * matrix.col_tiles + col_tile);
         for (auto& sum : sums) sum[0] = sum[1] = float_from_bits(0x7fffffffu);

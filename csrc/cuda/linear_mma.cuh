@@ -15,8 +15,9 @@
 //   stage x
 //   for each band of the block's share:
 //     fill what the source shares, if the segment is new                      | barrier
-//     for each tile of the warp: locate, stage, for each group: multiply; keep the sums
-//     add the sums of each row over the chunk's tiles                         | barriers around it
+//     for each tile of the warp: locate, stage, for each group: multiply; complete and keep the
+//     sums add the sums of each row over the chunk's tiles                         | barriers
+//     around it
 //
 // Partial sums of several chunks go to a workspace, and linear_reduce adds them. Every sum has a
 // fixed order: results repeat bit by bit.
@@ -50,7 +51,7 @@ CLLM_DEVICE uint4 load_x(const LinearArgs& a, int x_row, int64_t col) {
 // x -> the fragments of the chunk's column tiles: for two groups at a time, every block of rows of
 // x, t and row, 16 bytes: columns 2t, 2t + 1, 2t + 8, 2t + 9 of the first group, then of the
 // second. Zeros where x has no column or row. A warp takes a row in a tile.
-template <int M>
+template <class S, class B16, int M>
 CLLM_DEVICE void stage_x(const LinearArgs& a, int64_t first_col, uint8_t* to) {
   constexpr int rows = kBlockRows<M>;
   const int tile_cols = a.matrix.tile_cols, lane = threadIdx.x & 31;
@@ -64,10 +65,10 @@ CLLM_DEVICE void stage_x(const LinearArgs& a, int64_t first_col, uint8_t* to) {
       const uint4 v = load_x(a, x_row, col + 8 * eight);
       const int group = eight / 2, half = eight % 2;
       uint8_t* t0 = fragments + group / 2 * 64 * M + group % 2 * 8 + half * 4;
-      *(uint32_t*)t0 = v.x;
-      *(uint32_t*)(t0 + 16 * rows) = v.y;
-      *(uint32_t*)(t0 + 32 * rows) = v.z;
-      *(uint32_t*)(t0 + 48 * rows) = v.w;
+      *(uint32_t*)t0 = S::template scale_x<B16>(v.x);
+      *(uint32_t*)(t0 + 16 * rows) = S::template scale_x<B16>(v.y);
+      *(uint32_t*)(t0 + 32 * rows) = S::template scale_x<B16>(v.z);
+      *(uint32_t*)(t0 + 48 * rows) = S::template scale_x<B16>(v.w);
     }
   }
 }
@@ -91,6 +92,29 @@ CLLM_DEVICE bool multiply_tile(const Reader& reader, SharedAddress x, TileSums<M
       mma_m16n8k16<B16>(sums[b], a, one);
     }
     if (group.odd) x += 64 * M;
+  });
+}
+
+// Sums as they are meant, with the weights that stood beside the groups.
+template <class S, int M>
+CLLM_DEVICE void complete_sums(const LinearArgs& a, const typename S::Shared& shared,
+                               const typename S::Tile& tile, int64_t first_col, TileSums<M>& sums) {
+  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+  for (int b = 0; b < kBlocks<M>; ++b)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[b][i] = S::unscale(shared, sums[b][i]);
+  S::each_apart(a.matrix, tile, [&](int row, int col, uint32_t word) {
+    const float weight = word_value<typename S::Format>(word);
+#pragma unroll
+    for (int b = 0; b < kBlocks<M>; ++b)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int x_row = 8 * b + 2 * t + (i & 1);
+        if (row != g + 8 * (i >> 1) || x_row >= a.x_rows) continue;
+        const float x = load_as_float(a.x, x_row * a.matrix.cols + first_col + col, a.dtype);
+        sums[b][i] = fmaf(weight, x, sums[b][i]);
+      }
   });
 }
 
@@ -146,7 +170,7 @@ __global__ void __launch_bounds__(32 * S::max_warps(M)) linear_mma(const LinearA
   CLLM_SHARED_MEMORY(uint4, memory);
   const CodedView& matrix = a.matrix;
   const MmaBlock<M> block(a, memory);
-  stage_x<M>(a, block.first_tile * matrix.tile_cols, block.x);
+  stage_x<S, B16, M>(a, block.first_tile * matrix.tile_cols, block.x);
   for (Cuts band(matrix, matrix.tile_rows, 1, a.band_rows); band.more(); band.next()) {
     if (band.new_segment()) S::fill(matrix, band.segment, a.block, block.shared);
     __syncthreads();
@@ -159,8 +183,11 @@ __global__ void __launch_bounds__(32 * S::max_warps(M)) linear_mma(const LinearA
       const SharedAddress x = block.my_x + c * fragment_bytes(M, matrix.tile_cols);
       TileSums<M> sums = {};
       if (!with_tile<S>(matrix, a.block, shared, block.words, place,
-                        [&](const auto&, const auto& reader) {
-                          return multiply_tile<B16, M>(reader, x, sums);
+                        [&](const typename S::Tile& tile, const auto& reader) {
+                          const bool good = multiply_tile<B16, M>(reader, x, sums);
+                          complete_sums<S, M>(a, shared, tile, place.col_tile * matrix.tile_cols,
+                                              sums);
+                          return good;
                         })) {
         report_corrupt(a.status, place.tile_row * matrix.col_tiles + place.col_tile);
         poison_sums<M>(sums);

@@ -54,6 +54,9 @@ CLLM_DEVICE void place_tile(const CodedView& matrix, int64_t tile_row, LocatedTi
   tile.valid = local >= 0 && left > 0 && tile.out_row + tile.rows <= matrix.rows;
 }
 
+// The lane whose pairs have a weight of the tile.
+CLLM_HD constexpr int lane_of(int row, int col) { return row % 8 * 4 + col % 8 / 2; }
+
 // Where a tile lies, and whose table it must name.
 struct TilePlace {
   int64_t tile_row, col_tile, segment;

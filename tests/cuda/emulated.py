@@ -34,6 +34,7 @@ class View(c.Structure):
         *((n, c.c_int64) for n in ("segments", "rows", "cols")),
         *((n, c.c_int32) for n in ("format", "scale_bits", "len_bits", "predictor", "tile_cols")),
         *((n, c.c_int64) for n in ("tile_rows", "col_tiles", "raw_row_bytes", "raw_tile_bytes")),
+        ("coding", c.c_int32),
     ]
 
 
@@ -165,26 +166,29 @@ def decode(
     coded: CodedMatrix, device: Device | None = None, table: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, int]:
     """Words of the matrix, and the status."""
-    view, table = view_of(coded, table)
-    fmt = coded.info.fmt
+    view, _table = view_of(coded, table)
+    return decode_view(view, coded.info.fmt, device)
+
+
+def decode_view(view: View, fmt, device: Device | None = None) -> tuple[torch.Tensor, int]:
     out = Output((view.rows, view.cols * fmt.word_bytes), torch.uint8, 0x55)
     options = (device or Device()).options()
     status = library().emulated_decode(c.byref(view), out.pointer, c.byref(options))
-    del table
     return out.checked().view(fmt.dtype), status
 
 
 def decode_rows(
     ids: torch.Tensor, coded: CodedMatrix, table: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, int]:
-    view, table = view_of(coded, table)
-    fmt = coded.info.fmt
+    view, _table = view_of(coded, table)
+    return decode_rows_view(ids, view, coded.info.fmt)
+
+
+def decode_rows_view(ids: torch.Tensor, view: View, fmt) -> tuple[torch.Tensor, int]:
     out = Output((ids.numel(), view.cols * fmt.word_bytes), torch.uint8, 0x55)
     status = library().emulated_decode_rows(
-        c.byref(view), c.c_void_p(ids.data_ptr()), c.c_int64(ids.numel()),
-        out.pointer,
-    )  # fmt: skip
-    del table
+        c.byref(view), c.c_void_p(ids.data_ptr()), c.c_int64(ids.numel()), out.pointer
+    )
     return out.checked().view(fmt.dtype), status
 
 
@@ -254,16 +258,24 @@ def linear(
     table: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, int]:
     """decode_linear of x [m, cols], and the status."""
-    view, table = view_of(coded, table)
-    scale = coded.info.scale
+    view, _table = view_of(coded, table)
+    return linear_view(x, view, coded.info.scale, coded.info.scale_kind == 2, bias, device)
+
+
+def linear_view(
+    x: torch.Tensor,
+    view: View,
+    scale=None,
+    scale_per_row: bool = False,
+    bias: torch.Tensor | None = None,
+    device: Device | None = None,
+) -> tuple[torch.Tensor, int]:
     out = Output((x.shape[0], view.rows), x.dtype, 0xFF)
     options = (device or Device()).options()
     status = library().emulated_linear(
         c.byref(view), c.c_void_p(x.data_ptr()), c.c_int64(x.shape[0]), DTYPES[x.dtype],
-        None if scale is None else c.c_void_p(scale.ctypes.data),
-        int(coded.info.scale_kind == 2),
+        None if scale is None else c.c_void_p(scale.ctypes.data), int(scale_per_row),
         None if bias is None else c.c_void_p(bias.data_ptr()),
         out.pointer, c.byref(options),
     )  # fmt: skip
-    del table
     return out.checked(), status

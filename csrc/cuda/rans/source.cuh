@@ -106,6 +106,15 @@ struct RansSource {
         tile, slots, segment, global_words(tile, tile.start), global_words(tile, tile.end), lane}
         .each_group(each);
   }
+  // Escapes are part of the groups, and weights are what they are.
+  template <class Each>
+  static CLLM_DEVICE void each_apart(const CodedView&, const Tile&, Each&&) {}
+  template <class B16>
+  static CLLM_DEVICE uint32_t scale_x(uint32_t two) {
+    return two;
+  }
+  static CLLM_DEVICE float unscale(const Shared&, float sum) { return sum; }
+
   static CLLM_DEVICE void stand_in(const CodedView& matrix, Tile& tile) {
     tile.words = matrix.stream;
     tile.start = tile.end = tile.total = 0;

@@ -1,9 +1,15 @@
 // The CUDA kernels and their launch code as a shared library for ctypes (tests/cuda/emulated.py).
 #include <chrono>
 
+// What only this build has, before the lists: a format without raw bits, a coding of fixed length.
+#define CLLM_MORE_FORMATS(FORMAT) FORMAT(WholeInt8, 201, 0, 8, Integer<8>)
+#include "twelve.h"
+
 #include "cuda_emu.h"
 
 #include "../../../csrc/cuda/instantiate.cuh"
+#include "twelve.cuh"
+
 #include "../../../csrc/cuda/launch.cu"
 #include "../../../csrc/cuda/plan.cpp"
 #include "../../../csrc/cuda/prepare.cpp"
