@@ -10,30 +10,30 @@ constexpr int kMaxWarps = 24;
 constexpr int kMmaSizes = 7;  // linear_mma exists for 1, 2, 4, .. 64 rows of x
 constexpr int kMaxFusedRows = 1 << (kMmaSizes - 1);  // rows of x that a fused kernel takes
 
-// From the first byte: what the source shares, the kernel's own part, a buffer per warp, and a
+// From the first byte: what warps have in common, the kernel's own part, a buffer per warp, and a
 // reserve that a corrupt stream may read. All are multiples of 16 bytes.
 struct BlockLayout {
   int warps;
-  int share;        // which of the source's ways to share (SourceNeeds)
-  int share_bytes;  // what it takes
+  int way;           // which of the source's ways to have something in common
+  int common_bytes;  // what it takes
   int kernel_bytes;
   int warp_bytes;
   int reserve_bytes;
 
-  CLLM_HD int warps_at() const { return share_bytes + kernel_bytes; }
+  CLLM_HD int warps_at() const { return common_bytes + kernel_bytes; }
   CLLM_HD int bytes() const { return warps_at() + warps * warp_bytes + reserve_bytes; }
 };
 
-// What a source asks of a block's shared memory. There may be several ways to share, each larger
-// and faster than the one before.
+// What a source asks of a block's shared memory. There may be several ways to have something in
+// common, each larger and faster than the one before.
 struct SourceNeeds {
-  struct Share {
+  struct Way {
     int bytes;
     double wavefronts;  // clocks of shared memory that the source takes, per weight
   };
-  static constexpr int kMaxShares = 5;
-  Share shares[kMaxShares];
-  int n_shares;
+  static constexpr int kMaxWays = 5;
+  Way ways[kMaxWays];
+  int n_ways;
   int warp_bytes;  // of a warp that runs well; a source works with less
   int reserve_bytes;
 };

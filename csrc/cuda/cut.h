@@ -15,7 +15,7 @@ struct Cut {
   int64_t x_bytes, sums_bytes;  // of one column tile; of one tile
   // The choice.
   BlockLayout block;
-  double wavefronts;                    // of the way to share, per weight
+  double wavefronts;                    // of the way, per weight
   int64_t chunks = 1, chunk_tiles = 0;  // chunks of column tiles, tiles in each
   int64_t band_rows = 1;
 
@@ -23,7 +23,7 @@ struct Cut {
   int64_t share() const { return ceil_div(tile_rows, blocks()); }  // tile rows of a block
   bool fits() {
     const int64_t kernel_bytes = chunk_tiles * (x_bytes + band_rows * sums_bytes);
-    const int64_t bytes = int64_t(block.share_bytes) + kernel_bytes +
+    const int64_t bytes = int64_t(block.common_bytes) + kernel_bytes +
                           int64_t(block.warps) * block.warp_bytes + block.reserve_bytes;
     if (bytes > limit) return false;
     block.kernel_bytes = int(kernel_bytes);

@@ -3,7 +3,7 @@
 // decode_matrix: a block takes a share of the tiles, in order; its warps take them in turn.
 //
 //   for each cut of the block's share, where the segment changes:
-//     fill what the source shares, if the segment is new                      | barrier
+//     fill what warps have in common, if the segment is new                   | barrier
 //     for each tile of the warp: locate, stage, for each group: store pairs   | barrier
 //
 // decode_rows: a row of a tile belongs to four lanes, so a warp decodes eight rows at once, all of
@@ -108,10 +108,10 @@ __global__ void __launch_bounds__(32 * kMaxWarps) decode_matrix(const DecodeArgs
   for (Cuts cut(matrix, tiles, matrix.col_tiles, tiles); cut.more(); cut.next()) {
     if (cut.new_segment()) S::fill(matrix, cut.segment, a.block, memory);
     __syncthreads();
-    const typename S::Shared shared = S::shared(matrix, cut.segment, a.block, memory);
+    const typename S::Common common = S::common(matrix, cut.segment, a.block, memory);
     for (int64_t number = cut.first + warp; number < cut.last; number += a.block.warps) {
       const int64_t row = number / matrix.col_tiles, col = number % matrix.col_tiles;
-      if (with_tile<S>(matrix, a.block, shared, words, {row, col, cut.segment},
+      if (with_tile<S>(matrix, a.block, common, words, {row, col, cut.segment},
                        [&](const typename S::Tile& tile, const auto& reader) {
                          return write_tile<S>(a, tile, reader, col);
                        }))
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps) decode_matrix(const DecodeArgs
       const int rows = rows_of(matrix, row, out_row);
       poison(a, F::fmt.word_bytes(), out_row, rows, col, threadIdx.x & 31, kLanes);
     }
-    __syncthreads();  // nobody reads what is shared any more
+    __syncthreads();  // nobody reads what is common any more
   }
 }
 

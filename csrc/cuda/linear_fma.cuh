@@ -1,12 +1,10 @@
 // decode_linear where no MMA multiplies exactly: float32 x or weights, bf16 weights with fp16 x and
 // the reverse, predictor `left`, GPUs before sm_80. Correct and fused, not tuned.
 //
-//   block = one tile row, up to kFmaRows rows of x (blockIdx.y)      its warps take the tiles in
-//   turn
-//
-//   for each tile row of the block:
-//     for each tile of the warp: locate, for each group: multiply-add each pair with each row of x
-//     add the sums of the four lanes of a row, then those of the warps         | barriers around it
+//   for each tile row of the block:              (blockIdx.x; up to kFmaRows rows of x: blockIdx.y)
+//     for each tile of the warp:
+//       locate, for each group: multiply-add each pair with each row of x
+//     add the sums of a row's four lanes, then those of the warps         | barriers around it
 #pragma once
 #include "source.cuh"
 #include "store.cuh"

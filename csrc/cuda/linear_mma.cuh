@@ -1,23 +1,20 @@
 // decode_linear for small batches: a warp decodes a tile into the A fragments of mma.m16n8k16 and
 // multiplies each group at once with x. Weights never leave the registers.
 //
-//            chunk 0 (blockIdx.y = 0)    chunk 1           x [x_rows, cols], a chunk's part in
-//            shared
-//           +------+------+------+      +------+---        memory, in fragment order
-//   block 0 | tile | tile | tile |      |
-//           |      |      |      |      |                  band: as many tile rows as have room for
-//           the
-//           +------+------+------+      +---               sums of all their tiles; the block's
-//           warps take
-//   block 1 |      |      |      |      |                  its tiles in turn
+//           chunk 0              chunk 1       blockIdx.y; x of a chunk lies in shared memory
+//           +------+------+------+------+---
+//   block 0 | tile | tile | tile |      |      blockIdx.x; a share of the tile rows
 //           |      |      |      |      |
+//           +------+------+------+------+---
+//   block 1 |      |      |      |      |      band: the tile rows of a share that have room for
+//           |      |      |      |      |      their tiles' sums; warps take its tiles in turn
 //
 //   stage x
 //   for each band of the block's share:
-//     fill what the source shares, if the segment is new                      | barrier
-//     for each tile of the warp: locate, stage, for each group: multiply; complete and keep the
-//     sums add the sums of each row over the chunk's tiles                         | barriers
-//     around it
+//     fill what warps have in common, if the segment is new                      | barrier
+//     for each tile of the warp:
+//       locate, stage, for each group: multiply; complete and keep the sums      | barrier
+//     add the sums of each row over the chunk's tiles                            | barrier
 //
 // Partial sums of several chunks go to a workspace, and linear_reduce adds them. Every sum has a
 // fixed order: results repeat bit by bit.
@@ -97,13 +94,13 @@ CLLM_DEVICE bool multiply_tile(const Reader& reader, SharedAddress x, TileSums<M
 
 // Sums as they are meant, with the weights that stood beside the groups.
 template <class S, int M>
-CLLM_DEVICE void complete_sums(const LinearArgs& a, const typename S::Shared& shared,
+CLLM_DEVICE void complete_sums(const LinearArgs& a, const typename S::Common& common,
                                const typename S::Tile& tile, int64_t first_col, TileSums<M>& sums) {
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int b = 0; b < kBlocks<M>; ++b)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums[b][i] = S::unscale(shared, sums[b][i]);
+    for (int i = 0; i < 4; ++i) sums[b][i] = S::unscale(common, sums[b][i]);
   S::each_apart(a.matrix, tile, [&](int row, int col, uint32_t word) {
     const float weight = word_value<typename S::Format>(word);
 #pragma unroll
@@ -142,7 +139,7 @@ CLLM_DEVICE void keep_sums(const TileSums<M>& sums, float* to) {
 // A block's shared memory, in this order, and the column tiles of its chunk.
 template <int M>
 struct MmaBlock {
-  uint4* shared;  // the source's
+  uint4* common;  // the source's
   uint8_t* x;
   float* sums;
   SharedAddress words;  // this warp's buffer
@@ -150,10 +147,10 @@ struct MmaBlock {
   int64_t first_tile;
   int tiles;
 
-  CLLM_DEVICE MmaBlock(const LinearArgs& a, uint4* memory) : shared(memory) {
+  CLLM_DEVICE MmaBlock(const LinearArgs& a, uint4* memory) : common(memory) {
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     uint8_t* bytes = (uint8_t*)memory;
-    x = bytes + a.block.share_bytes;
+    x = bytes + a.block.common_bytes;
     sums = (float*)(x + a.x_bytes);
     words = shared_address(bytes + a.block.warps_at()) + warp * uint32_t(a.block.warp_bytes);
     // Lane (g, t) of a fragment holds row g of x; lanes beyond x repeat the last one.
@@ -172,9 +169,9 @@ __global__ void __launch_bounds__(32 * S::max_warps(M)) linear_mma(const LinearA
   const MmaBlock<M> block(a, memory);
   stage_x<S, B16, M>(a, block.first_tile * matrix.tile_cols, block.x);
   for (Cuts band(matrix, matrix.tile_rows, 1, a.band_rows); band.more(); band.next()) {
-    if (band.new_segment()) S::fill(matrix, band.segment, a.block, block.shared);
+    if (band.new_segment()) S::fill(matrix, band.segment, a.block, block.common);
     __syncthreads();
-    const typename S::Shared shared = S::shared(matrix, band.segment, a.block, block.shared);
+    const typename S::Common common = S::common(matrix, band.segment, a.block, block.common);
     const int rows = int(band.last - band.first), items = rows * block.tiles;
 #pragma unroll 1
     for (int i = threadIdx.x >> 5; i < items; i += a.block.warps) {
@@ -182,10 +179,10 @@ __global__ void __launch_bounds__(32 * S::max_warps(M)) linear_mma(const LinearA
       const TilePlace place = {band.first + r, block.first_tile + c, band.segment};
       const SharedAddress x = block.my_x + c * fragment_bytes(M, matrix.tile_cols);
       TileSums<M> sums = {};
-      if (!with_tile<S>(matrix, a.block, shared, block.words, place,
+      if (!with_tile<S>(matrix, a.block, common, block.words, place,
                         [&](const typename S::Tile& tile, const auto& reader) {
                           const bool good = multiply_tile<B16, M>(reader, x, sums);
-                          complete_sums<S, M>(a, shared, tile, place.col_tile * matrix.tile_cols,
+                          complete_sums<S, M>(a, common, tile, place.col_tile * matrix.tile_cols,
                                               sums);
                           return good;
                         })) {

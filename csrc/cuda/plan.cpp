@@ -34,17 +34,17 @@ MmaKernel mma_kernel(const SourceKernels& kernels, int log2_rows, Dtype dtype, i
   return kernels.mma[dtype == Dtype::f16][log2_rows];
 }
 
-// Ways to share against room for x, which means fewer chunks.
+// Ways of the source against room for x, which means fewer chunks.
 bool choose_cut(Cut cut, const SourceNeeds& needs, int max_warps, Cut& best) {
   const int64_t widest = std::min(cut.col_tiles, cut.limit / cut.x_bytes);
   if (widest == 0) return false;
   const int64_t fewest = ceil_div(cut.col_tiles, widest);
   const int64_t most = std::min(kMoreChunks * fewest, kMaxGridY);
   double least = INFINITY;
-  for (int share = 0; share < needs.n_shares; ++share) {
-    cut.block.share = share;
-    cut.block.share_bytes = needs.shares[share].bytes;
-    cut.wavefronts = needs.shares[share].wavefronts;
+  for (int way = 0; way < needs.n_ways; ++way) {
+    cut.block.way = way;
+    cut.block.common_bytes = needs.ways[way].bytes;
+    cut.wavefronts = needs.ways[way].wavefronts;
     cut.chunks = 0;
     for (int64_t tiles = widest; tiles > 0; --tiles) {
       if (ceil_div(cut.col_tiles, tiles) == cut.chunks) continue;
@@ -127,7 +127,7 @@ LinearPlan cached_plan_linear(const CodedView& matrix, int64_t x_rows, Dtype dty
                           matrix.col_tiles,
                           matrix.cols,
                           matrix.tile_cols,
-                          needs.shares[0].bytes,
+                          needs.ways[0].bytes,
                           needs.warp_bytes,
                           log2_rows,
                           int64_t(dtype),
@@ -149,15 +149,15 @@ DecodePlan plan_decode(const CodedView& matrix, const Device& device) {
   const SourceNeeds needs = needs_of(matrix, kMostDecodeWarpBytes);
   const int64_t tiles = matrix.tile_rows * matrix.col_tiles, limit = shared_memory(device);
   BlockLayout& block = plan.block;
-  block.share_bytes = needs.shares[0].bytes;
+  block.common_bytes = needs.ways[0].bytes;
   block.warp_bytes = needs.warp_bytes;
   block.reserve_bytes = needs.reserve_bytes;
   block.warps = int(std::min<int64_t>(ceil_div(tiles, device.processors), kMaxWarps));
   while (block.warps > 1 && block.bytes() > limit) --block.warps;
-  for (int share = 1; share < needs.n_shares; ++share) {
+  for (int way = 1; way < needs.n_ways; ++way) {
     BlockLayout more = block;
-    more.share = share;
-    more.share_bytes = needs.shares[share].bytes;
+    more.way = way;
+    more.common_bytes = needs.ways[way].bytes;
     if (more.bytes() <= limit) block = more;
   }
   plan.kernel = kernels->matrix;

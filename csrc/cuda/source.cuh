@@ -4,32 +4,34 @@
 // columns of weights, four pair registers to a lane, in the order of the A fragment of
 // mma.m16n8k16. Kernels are templates over S and know nothing else of a coding. S has
 //
-//   S::Format                  the weight format
-//   S::kMma                    whether linear_mma is worth compiling
-//   S::max_warps(M)            warps of a linear_mma block for M rows of x: what registers allow
-//   S::Shared                  what the warps of a block share for a segment, as a lane sees it
-//   S::fill(..)                all threads: writes it to the first bytes of shared memory
-//   S::shared(..)              its lanes' view, after a barrier
-//   S::Tile                    a LocatedTile and whatever else the source must know of a tile
-//   S::locate(..)              a warp: finds a tile, `valid` if its bytes lie inside the tensors
-//   S::stage(.., work)         a warp: brings a tile near, returns work(reader)
-//   S::alone(.., f)            the groups of a tile for a lane that shares and stages nothing:
-//   f(group) S::stand_in(..)            makes a tile that is not valid one that may be read, by any
-//   lane
+//   Format             the weight format
+//   kMma               whether linear_mma is worth compiling
+//   max_warps(M)       warps of a linear_mma block for M rows of x: what registers allow
+//   Common             what the warps of a block have together for a segment, as a lane sees it
+//   fill(..)           all threads: writes it to the first bytes of shared memory
+//   common(..)         a lane's view of it, after a barrier
+//   Tile               a LocatedTile, and what else the source must know of a tile
+//   locate(..)         a warp: finds a tile, `valid` if its bytes lie inside the tensors
+//   stage(.., work)    a warp: brings a tile near, returns work(reader)
+//   alone(.., f)       f(group) for the groups of a tile, for a lane with nothing in common or near
+//   each_apart(.., f)  f(row, col, word) for weights that groups have as zeros, because they are
+//                      too rare for a place in the loop; the same calls in all lanes of a tile
+//   scale_x<B16>(two)  two numbers of x as the groups want them, while x is staged
+//   unscale(.., sum)   a sum of products with such x, as it is meant
+//   stand_in(..)       makes a tile that is not valid one that any lane may read
 //
 // and a reader has
 //
-//   kStaged                    whether this is the fast way, worth a loop of its own
-//   each_group(f)              calls f(group) for the groups of a tile in order; then says whether
-//   the
-//                              tile ended as it must. A corrupt tile reads and writes nothing
-//                              outside of the tensors and the block's reserve, whatever comes out.
+//   kStaged            whether this is the fast way, worth a loop of its own
+//   each_group(f)      f(group) for the groups of a tile in order; then, whether the tile ended as
+//                      it must. A corrupt tile reads nothing outside of the tensors and of the
+//                      block's shared memory, whatever comes out.
 //
 // and a group
 //
-//   number, odd                its number in the tile; whether that is odd, known to the compiler
-//   fragment<B16>(a)           the weights as an A fragment of the tensor cores, exact
-//   words(j), low(j)           the words of pair j: its halves; the low halves of 32-bit words
+//   number, odd        its number in the tile; whether that is odd, known to the compiler
+//   fragment<B16>(a)   the weights as an A fragment of the tensor cores, exact
+//   words(j), low(j)   the words of pair j: its halves; the low halves of 32-bit words
 //
 // What a source needs of shared memory, it tells the plan (SourceNeeds in block.h). The list of
 // codings stands in codings.h.
@@ -66,12 +68,12 @@ struct TilePlace {
 // segment.
 template <class S, class Work>
 CLLM_DEVICE bool with_tile(const CodedView& matrix, const BlockLayout& layout,
-                           const typename S::Shared& shared, SharedAddress buffer,
+                           const typename S::Common& common, SharedAddress buffer,
                            const TilePlace& place, Work&& work) {
   const typename S::Tile tile = S::locate(matrix, place.tile_row, place.col_tile, threadIdx.x & 31);
   bool good = tile.valid && tile.segment == place.segment;
   if (good)
-    good = S::stage(tile, shared, layout, buffer, [&](auto reader) { return work(tile, reader); });
+    good = S::stage(tile, common, layout, buffer, [&](auto reader) { return work(tile, reader); });
   good = __all_sync(~0u, good);
   __syncwarp();  // the next tile takes this one's place in the buffer
   return good;

@@ -9,12 +9,12 @@ namespace codecllm::cuda {
 
 inline SourceNeeds rans_needs(const CodedView& matrix, int64_t most_warp_bytes) {
   SourceNeeds needs = {};
-  // 2^share copies of the table. Wavefronts per pair of weights: 3.3 for words and what else a step
+  // 2^way copies of the table. Wavefronts per pair of weights: 3.3 for words and what else a step
   // does, and the slot lookup's, simulated by tools/wavefronts.py.
   constexpr double kStep = 3.3, kLookup[] = {3.5, 3.5, 3.3, 2.95, 2.0};
   for (const double lookup : kLookup) {
-    const int bytes = 4 << needs.n_shares << matrix.scale_bits;
-    needs.shares[needs.n_shares++] = {bytes, (kStep + lookup) / 64};
+    const int bytes = 4 << needs.n_ways << matrix.scale_bits;
+    needs.ways[needs.n_ways++] = {bytes, (kStep + lookup) / 64};
   }
   // A full tile of average size, and what tiles differ. A larger tile is read from global memory,
   // so this is a matter of speed only. In coarse steps: layers of one shape shall share a plan.

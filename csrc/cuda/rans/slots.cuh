@@ -51,7 +51,7 @@ CLLM_DEVICE GlobalSlots global_slots(const CodedView& matrix, int64_t segment) {
           first_escape_slot(slots, matrix.scale_bits)};
 }
 
-CLLM_HD int copies_of(const BlockLayout& layout) { return 1 << layout.share; }
+CLLM_HD int copies_of(const BlockLayout& layout) { return 1 << layout.way; }
 
 // All threads of the block.
 CLLM_DEVICE void fill_slots(const CodedView& matrix, int64_t segment, const BlockLayout& layout,
@@ -60,7 +60,7 @@ CLLM_DEVICE void fill_slots(const CodedView& matrix, int64_t segment, const Bloc
   const int copies = copies_of(layout), quads = copies / 4;
   if (quads == 0) {
     for (int i = threadIdx.x; i < copies << matrix.scale_bits; i += blockDim.x)
-      to[i] = device_entry(__ldg(slots + (i >> layout.share)));
+      to[i] = device_entry(__ldg(slots + (i >> layout.way)));
     return;
   }
   for (int slot = threadIdx.x; slot < 1 << matrix.scale_bits; slot += blockDim.x) {

@@ -57,7 +57,7 @@ template <class F, bool Left>
 struct RansSource {
   using Format = F;
   using Tile = RansTile;
-  struct Shared {
+  struct Common {
     SharedSlots slots;
     Segment<F> segment;
   };
@@ -72,7 +72,7 @@ struct RansSource {
                                void* to) {
     fill_slots(matrix, segment, layout, (uint32_t*)to);
   }
-  static CLLM_DEVICE Shared shared(const CodedView& matrix, int64_t segment,
+  static CLLM_DEVICE Common common(const CodedView& matrix, int64_t segment,
                                    const BlockLayout& layout, const void* filled) {
     return {shared_slots(matrix, segment, layout, filled), Segment<F>(matrix.segment(segment))};
   }
@@ -82,17 +82,17 @@ struct RansSource {
   }
   // Words in the warp's buffer, or in global memory where they are more than planned for.
   template <class Work>
-  static CLLM_DEVICE bool stage(const Tile& tile, const Shared& shared, const BlockLayout& layout,
+  static CLLM_DEVICE bool stage(const Tile& tile, const Common& common, const BlockLayout& layout,
                                 SharedAddress buffer, Work&& work) {
     const int lane = threadIdx.x & 31;
     if (!fits_buffer(tile, layout))
       return work(RansReader<F, Left, SharedSlots, GlobalWords>{
-          tile, shared.slots, shared.segment, global_words(tile, tile.start),
+          tile, common.slots, common.segment, global_words(tile, tile.start),
           global_words(tile, tile.end), lane});
     stage_words(tile, buffer);
     return work(RansReader<F, Left, SharedSlots, SharedWords>{tile,
-                                                              shared.slots,
-                                                              shared.segment,
+                                                              common.slots,
+                                                              common.segment,
                                                               {buffer + 2 * tile.start},
                                                               {buffer + 2 * tile.end},
                                                               lane});
@@ -113,7 +113,7 @@ struct RansSource {
   static CLLM_DEVICE uint32_t scale_x(uint32_t two) {
     return two;
   }
-  static CLLM_DEVICE float unscale(const Shared&, float sum) { return sum; }
+  static CLLM_DEVICE float unscale(const Common&, float sum) { return sum; }
 
   static CLLM_DEVICE void stand_in(const CodedView& matrix, Tile& tile) {
     tile.words = matrix.stream;

@@ -53,14 +53,14 @@ template <class F>
 struct TwelveSource {
   using Format = F;
   using Tile = TwelveTile;
-  struct Shared {
+  struct Common {
     uint32_t base;
   };
   static constexpr bool kMma = true;
   static CLLM_HD constexpr int max_warps(int) { return kMaxWarps; }
 
   static CLLM_DEVICE void fill(const CodedView&, int64_t, const BlockLayout&, void*) {}
-  static CLLM_DEVICE Shared shared(const CodedView& matrix, int64_t segment, const BlockLayout&,
+  static CLLM_DEVICE Common common(const CodedView& matrix, int64_t segment, const BlockLayout&,
                                    const void*) {
     return {__ldg(matrix.segment(segment) + kWindowBase)};
   }
@@ -74,9 +74,9 @@ struct TwelveSource {
     return tile;
   }
   template <class Work>
-  static CLLM_DEVICE bool stage(const Tile& tile, const Shared& shared, const BlockLayout&,
+  static CLLM_DEVICE bool stage(const Tile& tile, const Common& common, const BlockLayout&,
                                 SharedAddress, Work&& work) {
-    return work(TwelveReader{tile, shared.base, int(threadIdx.x & 31)});
+    return work(TwelveReader{tile, common.base, int(threadIdx.x & 31)});
   }
   template <class Each>
   static CLLM_DEVICE bool alone(const CodedView& matrix, const Tile& tile, int lane, Each&& each) {
@@ -97,8 +97,8 @@ struct TwelveSource {
   static CLLM_DEVICE uint32_t scale_x(uint32_t two) {
     return fma2<B16>(two, 0x5f805f80, 0x80008000);  // 2^64
   }
-  static CLLM_DEVICE float unscale(const Shared& shared, float sum) {
-    return sum * float_from_bits((127 + shared.base - 64) << 23);
+  static CLLM_DEVICE float unscale(const Common& common, float sum) {
+    return sum * float_from_bits((127 + common.base - 64) << 23);
   }
   static CLLM_DEVICE void stand_in(const CodedView& matrix, Tile& tile) {
     tile.bytes = matrix.raw;

@@ -24,8 +24,8 @@ struct Twelve {
   static int variant_of(const CodedView&) { return 0; }
   static SourceNeeds needs(const CodedView&, int64_t) {
     SourceNeeds needs = {};
-    needs.shares[0] = {0, 0.01};
-    needs.n_shares = 1;
+    needs.ways[0] = {0, 0.01};
+    needs.n_ways = 1;
     return needs;
   }
 };
