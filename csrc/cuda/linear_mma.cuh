@@ -27,9 +27,9 @@ namespace codecllm::cuda {
 // M: rows that x takes in the fragments, 1, 2, 4, 8, 16, 32 or 64. Below 8, lanes of rows that are
 // not there repeat the last one; what they compute is never read.
 template <int M>
-constexpr int kBlocks = (M + 7) / 8;  // of 8 rows of x, an MMA's
+constexpr int kOctets = (M + 7) / 8;  // of rows of x: an MMA takes eight
 template <int M>
-constexpr int kBlockRows = M < 8 ? M : 8;
+constexpr int kOctetRows = M < 8 ? M : 8;
 
 // Eight numbers of a row of x, zeros where it ends.
 CLLM_DEVICE uint4 load_x(const LinearArgs& a, int x_row, int64_t col) {
@@ -45,12 +45,12 @@ CLLM_DEVICE uint4 load_x(const LinearArgs& a, int x_row, int64_t col) {
   return make_uint4(v[0], v[1], v[2], v[3]);
 }
 
-// x -> the fragments of the chunk's column tiles: for two groups at a time, every block of rows of
+// x -> the fragments of the chunk's column tiles: for two groups at a time, every octet of rows of
 // x, t and row, 16 bytes: columns 2t, 2t + 1, 2t + 8, 2t + 9 of the first group, then of the
 // second. Zeros where x has no column or row. A warp takes a row in a tile.
 template <class S, class B16, int M>
 CLLM_DEVICE void stage_x(const LinearArgs& a, int64_t first_col, uint8_t* to) {
-  constexpr int rows = kBlockRows<M>;
+  constexpr int rows = kOctetRows<M>;
   const int tile_cols = a.matrix.tile_cols, lane = threadIdx.x & 31;
   for (int item = threadIdx.x >> 5; item < a.chunk_tiles * M; item += blockDim.x >> 5) {
     const int tile = item / M, x_row = item % M;
@@ -71,22 +71,23 @@ CLLM_DEVICE void stage_x(const LinearArgs& a, int64_t first_col, uint8_t* to) {
 }
 
 // Sums of a tile as MMAs leave them: lane (g, t) has rows g and g + 8 of the tile, for rows 2t and
-// 2t + 1 of every block of x.
+// 2t + 1 of every octet.
 template <int M>
-using TileSums = float[kBlocks<M>][4];
+using TileSums = float[kOctets<M>][4];
 
 // The main loop. `x`: this lane's fragments of the tile's columns.
 template <class B16, int M, class Reader>
 CLLM_DEVICE bool multiply_tile(const Reader& reader, SharedAddress x, TileSums<M>& sums) {
-  uint4 two[kBlocks<M>];  // fragments of two groups
+  uint4 two[kOctets<M>];  // fragments of two groups
   return reader.each_group([&](const auto& group) {
     uint32_t a[kPairsPerGroup];
     group.template fragment<B16>(a);
 #pragma unroll
-    for (int b = 0; b < kBlocks<M>; ++b) {
-      if (!group.odd) two[b] = load_shared128(x + 512 * b);
-      const uint2 one = group.odd ? make_uint2(two[b].z, two[b].w) : make_uint2(two[b].x, two[b].y);
-      mma_m16n8k16<B16>(sums[b], a, one);
+    for (int octet = 0; octet < kOctets<M>; ++octet) {
+      if (!group.odd) two[octet] = load_shared128(x + 512 * octet);
+      const uint2 one = group.odd ? make_uint2(two[octet].z, two[octet].w)
+                                  : make_uint2(two[octet].x, two[octet].y);
+      mma_m16n8k16<B16>(sums[octet], a, one);
     }
     if (group.odd) x += 64 * M;
   });
@@ -98,19 +99,19 @@ CLLM_DEVICE void complete_sums(const LinearArgs& a, const typename S::Common& co
                                const typename S::Tile& tile, int64_t first_col, TileSums<M>& sums) {
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
-  for (int b = 0; b < kBlocks<M>; ++b)
+  for (int octet = 0; octet < kOctets<M>; ++octet)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums[b][i] = S::unscale(common, sums[b][i]);
+    for (int i = 0; i < 4; ++i) sums[octet][i] = S::unscale(common, sums[octet][i]);
   S::each_apart(a.matrix, tile, [&](int row, int col, uint32_t word) {
     const float weight = word_value<typename S::Format>(word);
 #pragma unroll
-    for (int b = 0; b < kBlocks<M>; ++b)
+    for (int octet = 0; octet < kOctets<M>; ++octet)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int x_row = 8 * b + 2 * t + (i & 1);
+        const int x_row = 8 * octet + 2 * t + (i & 1);
         if (row != g + 8 * (i >> 1) || x_row >= a.x_rows) continue;
         const float x = load_as_float(a.x, x_row * a.matrix.cols + first_col + col, a.dtype);
-        sums[b][i] = fmaf(weight, x, sums[b][i]);
+        sums[octet][i] = fmaf(weight, x, sums[octet][i]);
       }
   });
 }
@@ -119,9 +120,9 @@ CLLM_DEVICE void complete_sums(const LinearArgs& a, const typename S::Common& co
 template <int M>
 CLLM_DEVICE void poison_sums(TileSums<M>& sums) {
 #pragma unroll
-  for (int b = 0; b < kBlocks<M>; ++b)
+  for (int octet = 0; octet < kOctets<M>; ++octet)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) sums[b][i] = float_from_bits(0x7fffffffu);
+    for (int i = 0; i < 4; ++i) sums[octet][i] = float_from_bits(0x7fffffffu);
 }
 
 // to: float [M][16], the rows of the tile next to each other.
@@ -129,11 +130,11 @@ template <int M>
 CLLM_DEVICE void keep_sums(const TileSums<M>& sums, float* to) {
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
-  for (int b = 0; b < kBlocks<M>; ++b)
+  for (int octet = 0; octet < kOctets<M>; ++octet)
 #pragma unroll
     for (int i = 0; i < 4; ++i)
-      if (const int x_row = 8 * b + 2 * t + (i & 1); x_row < M)
-        to[x_row * kTileRows + g + 8 * (i >> 1)] = sums[b][i];
+      if (const int x_row = 8 * octet + 2 * t + (i & 1); x_row < M)
+        to[x_row * kTileRows + g + 8 * (i >> 1)] = sums[octet][i];
 }
 
 // A block's shared memory, in this order, and the column tiles of its chunk.
@@ -155,7 +156,7 @@ struct MmaBlock {
     words = shared_address(bytes + a.block.warps_at()) + warp * uint32_t(a.block.warp_bytes);
     // Lane (g, t) of a fragment holds row g of x; lanes beyond x repeat the last one.
     my_x =
-        shared_address(x) + 16 * (t * kBlockRows<M> + (g < kBlockRows<M> ? g : kBlockRows<M> - 1));
+        shared_address(x) + 16 * (t * kOctetRows<M> + (g < kOctetRows<M> ? g : kOctetRows<M> - 1));
     first_tile = int64_t(blockIdx.y) * a.chunk_tiles;
     const int64_t left = a.matrix.col_tiles - first_tile;
     tiles = int(left < a.chunk_tiles ? left : a.chunk_tiles);

@@ -119,9 +119,9 @@ LinearPlan cached_plan_linear(const CodedView& matrix, int64_t x_rows, Dtype dty
   if (x_rows > kMaxFusedRows) return {};
   const SourceNeeds needs = needs_of(matrix, kMostLinearWarpBytes);
   const int log2_rows = log2_of(x_rows);
-  // All that make_plan looks at.
-  using Plans = Remembered<13, LinearPlan>;
-  static Plans plans;
+  // All that make_plan looks at; a source's other ways follow from the first.
+  using Plans = Remembered<14, LinearPlan>;
+  static Plans& plans = *new Plans;  // threads may still call while the process ends
   const Plans::Key key = {int64_t(intptr_t(kernels_of(matrix))),
                           matrix.tile_rows,
                           matrix.col_tiles,
@@ -129,6 +129,7 @@ LinearPlan cached_plan_linear(const CodedView& matrix, int64_t x_rows, Dtype dty
                           matrix.tile_cols,
                           needs.ways[0].bytes,
                           needs.warp_bytes,
+                          needs.reserve_bytes,
                           log2_rows,
                           int64_t(dtype),
                           device.arch,

@@ -81,7 +81,7 @@ cudaError_t read_device(int device, const void* probe, Device& out) {
 
 cudaError_t prepare_kernel(const void* kernel, int most_shared, cudaStream_t stream) {
   using Prepared = Remembered<2, bool>;
-  static Prepared prepared;
+  static Prepared& prepared = *new Prepared;  // threads may still call while the process ends
   int device = 0;
   if (const cudaError_t e = cudaGetDevice(&device)) return e;
   const Prepared::Key key = {int64_t(intptr_t(kernel)), device};

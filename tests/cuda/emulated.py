@@ -239,6 +239,11 @@ def decode_error(coded: CodedMatrix, device: Device) -> int:
     return error
 
 
+def launch_nothing_error(coded: CodedMatrix) -> int:
+    view, _table = view_of(coded)
+    return library().emulated_launch_nothing(c.byref(view))
+
+
 def device_error(number: int) -> tuple[int, bool]:
     """Of reading a device's properties; whether this library has code for it."""
     has_code = c.c_int()

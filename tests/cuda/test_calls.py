@@ -13,7 +13,8 @@ from cases import FORMATS, weights
 from cuda import emulated
 from cuda.emulated import GOOD, Device
 
-CAPTURE_UNSUPPORTED, NO_KERNEL_IMAGE = 900, 209  # of cudaError_t
+# Of cudaError_t.
+INVALID_VALUE, NO_KERNEL_IMAGE, CAPTURE_UNSUPPORTED = 1, 209, 900
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,7 @@ def test_plans_from_many_threads(coded):
 
 def test_no_plan_for_more_rows_than_a_kernel_takes(coded):
     assert emulated.PATHS[emulated.plan(coded, 65, torch.bfloat16).path] == "none"
+    assert emulated.launch_nothing_error(coded) == INVALID_VALUE
 
 
 def test_a_kernel_is_loaded_once_per_device(coded, device):

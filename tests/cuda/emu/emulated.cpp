@@ -156,6 +156,14 @@ int emulated_decode_error(const CodedView* view, void* out, const Options* optio
   return launch_decode(a, plan_decode(*view, device_of(*options)), nullptr);
 }
 
+// The error of launching a plan that has no kernel.
+int emulated_launch_nothing(const CodedView* view) {
+  LinearArgs a = {};
+  a.matrix = *view;
+  a.x_rows = 1;
+  return launch_linear(a, plan_linear(*view, kMaxFusedRows + 1, Dtype::bf16, {90, 3}), nullptr);
+}
+
 int emulated_device(int device, int* has_code) {
   Device d = {};
   const int error = device_properties(device, d);
