@@ -13,6 +13,7 @@ def encode(
     weight: torch.Tensor,
     *,
     scale: torch.Tensor | None = None,
+    format: str | None = None,
     tile_cols: int | None = None,
     scale_bits: int = 11,
     predictor: str = "none",
@@ -24,6 +25,7 @@ def encode(
         weight: [N, K], bfloat16, float16, float32, float8_e4m3fn, float8_e5m2 or int8, any device;
             the dtype picks the weight format.
         scale: int8 only: float32 [1] or [N], the factor of the tensor or of each row.
+        format: name of the weight format, where several code this dtype.
         tile_cols: columns per tile, a multiple of 16; None: about 512, for 8-bit
             words 1024.
         scale_bits: 8 to 11; slot tables have 2^scale_bits entries.
@@ -34,7 +36,7 @@ def encode(
         The coded matrix, on the weight's device.
 
     Raises:
-        UnsupportedFormatError: no weight format has this dtype.
+        UnsupportedFormatError: no weight format has this dtype, or `format` has another one.
         ValueError: not a matrix, a parameter out of range, a scale that is not finite, or a tensor
             on the meta device.
     """
@@ -44,6 +46,7 @@ def encode(
         *torch.ops.codecllm.encode(
             weight,
             scale,
+            format=format,
             tile_cols=tile_cols,
             scale_bits=scale_bits,
             predictor=predictor,

@@ -9,8 +9,8 @@ import torch
 from torch.library import Library, get_ctx, register_fake
 from torch.utils.flop_counter import register_flop_formula
 
-from ..codec import encoder
 from ..codec.operand import Operand
+from ..codec.rans import encoder
 from ..format import scales
 from ..format.layout_word import Layout
 from . import checks, registry
@@ -102,12 +102,13 @@ def _decode_linear(x, *args):
 # ---- encode -------------------------------------------------------------------------------------
 
 
-def _encode(weight, scale=None, *, tile_cols=None, scale_bits=11, predictor="none",
+def _encode(weight, scale=None, *, format=None, tile_cols=None, scale_bits=11, predictor="none",
             allow_stored=True):  # fmt: skip
     coded = encoder.encode(
         weight,
         scale,
         backend_for_encoding(),
+        format=format,
         tile_cols=tile_cols,
         scale_bits=scale_bits,
         predictor=predictor,
@@ -148,7 +149,7 @@ registry.on_change(_rebind)
 
 
 @register_fake("codecllm::encode", lib=LIBRARY)
-def _(weight, scale=None, *, tile_cols=None, scale_bits=11, predictor="none", allow_stored=True):
+def _(weight, scale=None, **options):
     ctx = get_ctx()
     sizes = [ctx.new_dynamic_size() for _ in range(4)]
     dtypes = (torch.uint8, torch.uint8, torch.int32, torch.uint8)

@@ -16,8 +16,9 @@ _CODED = (
 
 PUBLIC = {
     "encode": (
-        "(Tensor weight, Tensor? scale=None, *, int? tile_cols=None, int scale_bits=11, "
-        "str predictor='none', bool allow_stored=True) -> (Tensor, Tensor, Tensor, Tensor)"
+        "(Tensor weight, Tensor? scale=None, *, str? format=None, int? tile_cols=None, "
+        "int scale_bits=11, str predictor='none', bool allow_stored=True) "
+        "-> (Tensor, Tensor, Tensor, Tensor)"
     ),
     "decode": f"({_CODED}, ScalarType? dtype=None) -> Tensor",
     "decode.out": f"({_CODED}, *, Tensor(a!) out) -> Tensor(a!)",

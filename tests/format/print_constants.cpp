@@ -4,6 +4,7 @@
 #include <initializer_list>
 
 #include "core/format.h"
+#include "core/layout.h"
 #include "core/rans.h"
 
 using namespace codecllm;
@@ -30,6 +31,17 @@ int main() {
   key("max_index", kEscapeIndex - 1);
   key("table_header", kTableHeader);
   key("rans_l", kRansL);
+
+  printf("}, \"layout\": [");
+  for (const LayoutField& f : kLayoutFields)
+    printf("%s[\"%s\", %d, %d]", f.first_bit ? ", " : "", f.name, f.first_bit, f.bits);
+  printf("], \"kinds\": {");
+  separator = "";
+  key("codings", kCodings);
+  key("scale_kinds", kScaleKinds);
+  key("rans", int(Coding::rans));
+  key("stored", int(Coding::stored));
+  key("row_scale", kRowScale);
 
   const int groups[] = {1, 2, 3, 5, 8, 31, 32, 1024};
   const char* comma = "";

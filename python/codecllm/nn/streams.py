@@ -28,7 +28,7 @@ from torch import nn
 import codecllm_ops
 from codecllm_ops.codec.coded import CodedMatrix, lasting, pack_layout
 from codecllm_ops.codec.operand import Operand
-from codecllm_ops.codec.tables import runtime_table
+from codecllm_ops.codec.rans.tables import runtime_table
 from codecllm_ops.format import CorruptStreamError, Head
 from codecllm_ops.ops.functional import translated
 

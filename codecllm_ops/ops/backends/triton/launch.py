@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 
 from ....codec.operand import Operand
-from ....codec.tables import TABLE_HEADER
+from ....codec.rans.tables import TABLE_HEADER
 from ....format.errors import CorruptStreamError
-from ....format.head import MAX_LEN_BITS, ROW_SCALE
+from ....format.head import MAX_LEN_BITS
 from ....format.layout import (
     GROUP_COLS,
     MAX_TILE_COLS,
@@ -25,6 +25,7 @@ from ....format.layout import (
     round_up,
 )
 from ....format.layout_word import Layout
+from ....format.scales import ROW_SCALE
 from ....format.weight_formats import WeightFormat
 from . import decode as decode_kernels
 from . import linear as linear_kernels
