@@ -10,7 +10,7 @@ import torch
 import codecllm_ops as ops
 from assertions import assert_linear_close, assert_same_words
 from cases import CONTENTS, FORMATS, to_tensor, weights
-from codecllm_ops.codec import reference
+from codecllm_ops.codec.rans import reference
 from codecllm_ops.format import weight_formats
 from cuda import emulated
 from cuda.emulated import GOOD, Device, View
