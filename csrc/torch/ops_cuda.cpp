@@ -38,8 +38,8 @@ cuda::Device properties_of(const Tensor& t, const char* op) {
   return device;
 }
 
-// Kernels read 16 bytes at once. Streams are aligned when they are loaded; who calls the ops with a
-// view that begins elsewhere pays for a copy in every call.
+// Kernels read 16 bytes at once. Who loads streams aligns them; a view that begins elsewhere is
+// copied in every call.
 Tensor aligned(const Tensor& t) {
   return uintptr_t(t.const_data_ptr()) % 16 ? torch::stable::clone(t) : t;
 }
