@@ -88,19 +88,7 @@ class CompressedEmbedding(CodedModule, nn.Embedding):
         return self._look_up(ids)
 
     def _look_up(self, ids: torch.Tensor) -> torch.Tensor:
-        return translated(
-            torch.ops.codecllm.decode_rows,
-            ids,
-            self.weight,
-            self.weight_raw,
-            self.weight_index,
-            self.weight_table,
-            self.weight_scale,
-            self.num_embeddings,
-            self.embedding_dim,
-            self._layout,
-            self.dense_dtype,
-        )
+        return translated(torch.ops.codecllm.decode_rows, ids, *self._operand(), self.dense_dtype)
 
     def decompress(self) -> nn.Embedding:
         """The dense embedding."""
