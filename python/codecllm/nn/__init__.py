@@ -2,11 +2,9 @@
 
 from .codec import FORMATS, Codec, CompressedTensor, load_codec
 from .embedding import CompressedEmbedding
+from .execution import EXACT, FUSED, Execution
 from .linear import CompressedLinear
-from .replace import coded_form, dense_form, obstacle
-from .streams import (
-    STREAM_DTYPES,
-    STREAM_NAMES,
+from .module import (
     CodedModule,
     Statistics,
     checksums_compared,
@@ -14,16 +12,23 @@ from .streams import (
     set_statistics,
     sync_tables,
 )
+from .replace import coded_form, dense_form, obstacle
+from .streams import STREAM_DTYPES, STREAM_NAMES
+from .weight import CodedWeight
 
 __all__ = [
+    "EXACT",
     "FORMATS",
+    "FUSED",
     "STREAM_DTYPES",
     "STREAM_NAMES",
     "Codec",
     "CodedModule",
+    "CodedWeight",
     "CompressedEmbedding",
     "CompressedLinear",
     "CompressedTensor",
+    "Execution",
     "Statistics",
     "checksums_compared",
     "coded_form",

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from .ops import Operand, decode, decode_linear, decode_rows
+from codecllm_ops.codec.operand import Operand
+
+from .ops import decode, decode_linear, decode_rows
 
 
 @dataclass(frozen=True, eq=False)

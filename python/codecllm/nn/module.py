@@ -23,26 +23,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
 
 import codecllm_ops
-from codecllm_ops.codec.coded import CodedMatrix, lasting, pack_layout
-from codecllm_ops.codec.tables import runtime_table
+from codecllm_ops.codec.coded import CodedMatrix, lasting
+from codecllm_ops.codec.operand import Operand
 from codecllm_ops.format import CorruptStreamError, Head
-from codecllm_ops.format.layout import record_ints
 
-from .execution import EXACT, FUSED, Execution, chosen, exact_or_fused
-from .ops import Operand, decode, own_error
+from .codec import Codec
+from .execution import EXACT, FUSED, Execution, exact_or_fused
+from .ops import checking, decode, own_error
 from .streams import (
     STREAM_DTYPES,
     STREAM_NAMES,
-    Checksum,
     Stream,
     as_stream,
     checksum,
+    checksum_word,
     has_bytes,
     mark_dynamic,
     on_host,
@@ -97,6 +97,8 @@ class CodedModule(nn.Module):
     statistics: Statistics | None
 
     _head: Head | None  # of the matrix that the tables are of
+    _layout: int
+    _index_shape: tuple[int, int]
     _known: tuple[int, ...]  # its checksum and the sizes of its streams
     _operand: Operand | None  # of plain views; what compiled code takes
     _live: tuple[Any, ...] | None  # the operand, and what the host saw when it was made
@@ -106,12 +108,69 @@ class CodedModule(nn.Module):
         """rows, cols of the dense weight."""
         raise NotImplementedError
 
+    @staticmethod
+    def _options_of(dense: nn.Module) -> dict[str, Any]:
+        """What _set_up() wants to know of a dense module."""
+        raise NotImplementedError
+
+    def _set_up(self, **options: Any) -> None:
+        """Sets the attributes of the dense base class."""
+        raise NotImplementedError
+
+    def _dense_without_weight(self) -> nn.Module:
+        """The dense module with its weight on meta."""
+        raise NotImplementedError
+
+    def _code(
+        self,
+        dense: nn.Module,
+        codec: Codec | None,
+        format: str,
+        execution: Execution,
+        statistics: bool,
+    ) -> None:
+        """Becomes the compressed form of `dense`."""
+        weight = dense.weight
+        assert isinstance(weight, torch.Tensor)
+        coded = (codec or Codec()).encode_matrix(weight, format)
+        self._fill(self._options_of(dense), coded, weight.dtype, execution)
+        self.training = dense.training
+        self.statistics = Statistics() if statistics else None
+
+    @classmethod
+    def _made(
+        cls,
+        options: dict[str, Any],
+        streams: Streams | CodedModule | None,
+        dtype: torch.dtype,
+        execution: Execution = FUSED,
+        device: torch.device | str | None = None,
+    ) -> Self:
+        self = cls.__new__(cls)
+        self._fill(options, streams, dtype, execution, device)
+        return self
+
+    def _fill(
+        self,
+        options: dict[str, Any],
+        streams: Streams | CodedModule | None,
+        dense_dtype: torch.dtype,
+        execution: Execution,
+        device: torch.device | str | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.execution = execution
+        self._set_up(**options)
+        self._init_streams(streams, dense_dtype, device)
+
+    def reset_parameters(self) -> None:
+        """Nothing to reset: the weight is coded."""
+
     def _init_streams(
         self,
         streams: Streams | CodedModule | None,
         dense_dtype: torch.dtype,
         device: torch.device | str | None = None,
-        execution: Execution | str = FUSED,
     ) -> None:
         """Registers streams and buffers.
 
@@ -121,7 +180,6 @@ class CodedModule(nn.Module):
             dense_dtype: dtype of the dense weight outside: what decompress() returns, and what an
                 embedding puts out.
         """
-        self.execution = chosen(execution)
         self._head = self._operand = self._live = self.statistics = None
         self._known = ()
         for name, parameter in zip(STREAM_NAMES, _parameters(streams, device), strict=True):
@@ -223,11 +281,9 @@ class CodedModule(nn.Module):
             )
         # dtype_like is never offloaded: it is where the module computes.
         device = self.weight_head.device if here else self.dtype_like.device
-        with lasting():
-            self.weight_table = torch.from_numpy(runtime_table(head)).to(device)
-            scale = head.scale
-            self.weight_scale = None if scale is None else torch.from_numpy(scale).to(device)
-        self._head = head
+        of_head = _without_streams(head, device)
+        self.weight_table, self.weight_scale = of_head.table, of_head.scale
+        self._head, self._layout, self._index_shape = head, of_head.layout, head.index_shape
         packed = head.pack()
         crc = int.from_bytes(packed[60:64], "little")
         self._known = crc, head.stream_bytes, head.raw_bytes, head.index_ints, len(packed)
@@ -281,7 +337,7 @@ class CodedModule(nn.Module):
     def _make_operand(self) -> None:
         assert self._head is not None
         stream, raw, index, head = map(plain, self.streams)
-        index = index.view(self._record_shape(index))
+        index = index.view(self._index_shape)
         table, scale = self._buffers["weight_table"], self._buffers["weight_scale"]
         assert table is not None
         if table.device != stream.device:
@@ -289,9 +345,8 @@ class CodedModule(nn.Module):
             scale = self.weight_scale = None if scale is None else scale.to(stream.device)
         for t in (stream, raw, index):
             mark_dynamic(t)
-        layout = pack_layout(self._head)
-        operand = Operand(stream, raw, index, table, scale, *self.matrix_shape, layout)
-        now = Checksum(head) if on_host(head) else None
+        operand = Operand(stream, raw, index, table, scale, *self.matrix_shape, self._layout)
+        now = checksum_word(head) if on_host(head) else None
         # In one assignment, because other threads read it.
         self._live = (
             operand,
@@ -300,7 +355,7 @@ class CodedModule(nn.Module):
             index.data_ptr(),
             head.data_ptr(),
             self._known[0],
-            now and now.word,
+            now,
         )
         self._operand = operand
 
@@ -309,19 +364,12 @@ class CodedModule(nn.Module):
         if self._head is None:
             raise RuntimeError("codecllm: this module has no streams yet; load them first")
         stream, raw, index, _ = self.streams
-        index = index.view(self._record_shape(index))
+        index = index.view(self._index_shape)
         p = self._buffers
         return Operand(
             stream, raw, index, p["weight_table"], p["weight_scale"], *self.matrix_shape,
-            pack_layout(self._head),
+            self._layout,
         )  # fmt: skip
-
-    def _record_shape(self, index: torch.Tensor) -> tuple[int, int]:
-        assert self._head is not None
-        if self._head.stored:
-            return 0, 0
-        record = record_ints(self._head.len_bits)
-        return index.numel() // record, record
 
     # ---- the weight, dense ----------------------------------------------------------------------
 
@@ -466,6 +514,13 @@ class CodedModule(nn.Module):
                 parameter.data = parameter.new_empty(tensor.shape)
 
 
+def _without_streams(head: Head, device: torch.device) -> CodedMatrix:
+    """For what follows from a head alone."""
+    matrix = CodedMatrix(*(torch.empty(0, dtype=d, device=device) for d in STREAM_DTYPES.values()))
+    matrix.__dict__["info"] = head
+    return matrix
+
+
 def _parameters(
     streams: Streams | CodedModule | None, device: torch.device | str | None
 ) -> list[nn.Parameter]:
@@ -485,3 +540,24 @@ def _parameters(
     with lasting():
         tensors = [t.clone() if t.is_inference() else t for t in tensors]
         return [t if isinstance(t, Stream) else Stream(t) for t in tensors]
+
+
+def sync_tables(model: nn.Module) -> None:
+    """Rebuilds the tables of all compressed modules that have streams, replaced or not."""
+    for module in model.modules():
+        if isinstance(module, CodedModule) and has_bytes(module.weight_head):
+            module.rebuild()
+
+
+def set_exact(model: nn.Module, exact: bool = True) -> None:
+    """Switches all compressed modules of a model between exact and fused."""
+    for module in model.modules():
+        if isinstance(module, CodedModule):
+            module.exact = exact
+
+
+def set_statistics(model: nn.Module, on: bool = True) -> None:
+    """Gives all compressed modules of a model new counters, or takes them away."""
+    for module in model.modules():
+        if isinstance(module, CodedModule):
+            module.statistics = Statistics() if on else None

@@ -1,48 +1,44 @@
-"""The ops as modules call them: an operand instead of its parts."""
+"""The ops as modules call them: overloads, which Python calls faster than the ops' names."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 
-from codecllm_ops.format.errors import CorruptStreamError
+import codecllm_ops  # noqa: F401  (registers the ops)
+from codecllm_ops.codec.operand import Operand
+from codecllm_ops.format import CorruptStreamError
+from codecllm_ops.ops import registry
 
+_decode = torch.ops.codecllm.decode.default
 _decode_linear = torch.ops.codecllm.decode_linear.default
 _decode_rows = torch.ops.codecllm.decode_rows.default
-_decode = torch.ops.codecllm.decode.default
 
 
-class Operand(NamedTuple):
-    stream: torch.Tensor
-    raw: torch.Tensor
-    index: torch.Tensor
-    table: torch.Tensor
-    scale: torch.Tensor | None
-    rows: int
-    cols: int
-    layout: int
+def decode(operand: Operand, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """[rows, cols] of `dtype`; None: the coded bits."""
+    return _decode(*operand, dtype)
 
 
 def decode_linear(x: torch.Tensor, operand: Operand, bias: torch.Tensor | None) -> torch.Tensor:
-    a, b, c, d, e, rows, cols, layout = operand
-    return _decode_linear(x, a, b, c.reshape(-1), d, e, bias, rows, cols, layout)
+    """x [..., cols], bias [rows] of x's dtype -> [..., rows]."""
+    return _decode_linear(x, *operand, bias)
 
 
 def decode_rows(ids: torch.Tensor, operand: Operand, dtype: torch.dtype) -> torch.Tensor:
-    a, b, c, *rest = operand
-    return _decode_rows(ids, a, b, c.reshape(-1), *rest, dtype)
-
-
-def decode(operand: Operand, dtype: torch.dtype | None) -> torch.Tensor:
-    a, b, c, *rest = operand
-    return _decode(a, b, c.reshape(-1), *rest, dtype)
+    """ids [...] -> [..., cols] of `dtype`."""
+    return _decode_rows(ids, *operand, dtype)
 
 
 def own_error(error: RuntimeError) -> Exception:
+    """`error`, or of its own type: compiled kernels can only raise RuntimeError."""
     message = str(error)
     if ": corrupt " in message:
         return CorruptStreamError(message)
     if "is out of range" in message:
         return IndexError(message)
     return error
+
+
+def checking() -> bool:
+    """Whether set_check() is on: ops wait for the GPU, and so may others."""
+    return registry._state.checking

@@ -120,15 +120,12 @@ def mark_dynamic(t: torch.Tensor) -> torch.Tensor:
     return t
 
 
-class Checksum:
-    """The checksum in a head on the host, as it is now: 0.1 us where slicing takes 3."""
+def checksum_word(head: torch.Tensor) -> ctypes.c_uint32:
+    """The checksum in a head on the host: its `value` is what is there now, in 0.05 us.
 
-    def __init__(self, head: torch.Tensor) -> None:
-        self._word = ctypes.c_uint32.from_address(head.data_ptr() + _CRC_AT)
-
-    def now(self) -> int:
-        """Only while the head that it was made of has this address."""
-        return self._word.value
+    To be read only while the head has the address that it had here.
+    """
+    return ctypes.c_uint32.from_address(head.data_ptr() + _CRC_AT)
 
 
 def checksum(head: torch.Tensor) -> int:

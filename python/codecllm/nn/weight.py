@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from codecllm_ops.codec.coded import CodedMatrix
+from codecllm_ops.codec.operand import Operand
 
 from .execution import FUSED, Execution
-from .ops import Operand, decode, own_error
+from .ops import decode, own_error
 from .streams import Untrained
 
 _T = torch.Tensor
@@ -59,8 +60,7 @@ class CodedWeight(Untrained, torch.Tensor):
             dtype: of the dense weight outside; None: as it was coded, float32 for integers.
         """
         own = None if matrix.scale is not None else matrix.info.fmt.dtype
-        operand = operand_of(matrix)
-        return cls._of(matrix.tensors(), operand, dtype or own or torch.float32, execution, own)
+        return cls._of(matrix.tensors(), matrix.operand, dtype or own or torch.float32, execution, own)
 
     @classmethod
     def _of(
@@ -187,16 +187,6 @@ class CodedWeight(Untrained, torch.Tensor):
         )
 
 
-def operand_of(matrix: CodedMatrix) -> Operand:
-    """Operand of a coded matrix whose head can be read."""
-    info = matrix.info
-    record = 0 if info.stored else info.index_ints // max(1, info.grid.tiles)
-    index = matrix.index.view(info.grid.tiles if record else 0, record)
-    return Operand(
-        matrix.stream, matrix.raw, index, matrix.table, matrix.scale, *matrix.shape, matrix.layout
-    )
-
-
 def _rebuild(
     streams: list[torch.Tensor], dtype: torch.dtype, execution: Execution, transposed: bool
 ) -> CodedWeight:
@@ -224,7 +214,7 @@ _WRITERS = {"__set__", "__setitem__", "__delitem__"} | {
 _FACTS = set(
     """dim ndimension size numel nelement stride storage_offset is_floating_point is_complex
     is_signed element_size get_device is_contiguous __len__ __hash__ is_inference is_conj is_neg
-    is_same_size has_names _is_view is_shared is_pinned is_set_to""".split()
+    is_same_size has_names _is_view data_ptr untyped_storage""".split()
 )
 
 
@@ -351,13 +341,6 @@ def _cuda(self: Any, device: Any = None, *args: Any, **kwargs: Any) -> Any:
     return _to(self, torch.device("cuda" if device is None else device))
 
 
-def _in_memory(name: str) -> Callable[..., Any]:
-    def of_first_stream(self: Any) -> Any:
-        return getattr(self.streams[0], name)()
-
-    return of_first_stream
-
-
 def _index(self: Any, ids: Any) -> Any:
     return _rows_of(self, ids)
 
@@ -393,6 +376,4 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     _T.double: _cast(torch.float64),
     _T.cpu: lambda self, **kwargs: _to(self, torch.device("cpu")),
     _T.cuda: _cuda,
-    _T.data_ptr: _in_memory("data_ptr"),
-    _T.untyped_storage: _in_memory("untyped_storage"),
 }
