@@ -77,16 +77,15 @@ class CompressedEmbedding(CodedModule, nn.Embedding):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids [...] of an integer dtype -> [..., embedding_dim] of the dense dtype."""
-        if self.statistics is not None:
-            return self._counted(ids.numel(), lambda: self._look_up(ids))
-        return self._look_up(ids)
-
-    def _look_up(self, ids: torch.Tensor) -> torch.Tensor:
+        started = None if self.statistics is None else self._started()
         dtype = self._buffers["dtype_like"].dtype  # type: ignore[union-attr]
         try:
-            return self.execution.rows(ids, self.operand(), dtype)
+            rows = self.execution.rows(ids, self.operand(), dtype)
         except RuntimeError as error:
             raise own_error(error) from None
+        if started is not None:
+            self._count(started, ids.numel())
+        return rows
 
     def _dense_without_weight(self) -> nn.Embedding:
         return nn.Embedding(

@@ -294,22 +294,21 @@ class CodedModule(nn.Module):
     def operand(self) -> Operand:
         """What the ops take: made when streams arrived, and anew where they have moved.
 
-        Every eager call looks where the four streams are, and on the CPU at the checksum in the
-        head, which stands for all of them: 0.5 us. On a GPU that would wait for the device, so
-        streams of the same sizes are taken for the same matrix.
+        Every eager call looks where the streams are, and on the CPU at the checksum in the head,
+        which stands for all four: 0.5 us. On a GPU that would wait for the device, so streams of
+        the same sizes are taken for the same matrix. The index never moves alone.
         """
         if torch.compiler.is_compiling():
             return self._operand if self._operand is not None else self._loose_operand()
         live = self._live
         if live is not None:
-            operand, a, b, c, d, crc, now = live
+            operand, stream, raw, head, crc, now = live
             p = self._parameters
             try:
                 if (
-                    p["weight"].data_ptr() == a
-                    and p["weight_head"].data_ptr() == d
-                    and p["weight_raw"].data_ptr() == b
-                    and p["weight_index"].data_ptr() == c
+                    p["weight"].data_ptr() == stream  # type: ignore[union-attr]
+                    and p["weight_raw"].data_ptr() == raw  # type: ignore[union-attr]
+                    and p["weight_head"].data_ptr() == head  # type: ignore[union-attr]
                     and (now is None or now.value == crc)
                 ):
                     return operand
@@ -336,28 +335,22 @@ class CodedModule(nn.Module):
 
     def _make_operand(self) -> None:
         assert self._head is not None
-        stream, raw, index, head = map(plain, self.streams)
-        index = index.view(self._index_shape)
-        table, scale = self._buffers["weight_table"], self._buffers["weight_scale"]
-        assert table is not None
-        if table.device != stream.device:
-            table = self.weight_table = table.to(stream.device)
-            scale = self.weight_scale = None if scale is None else scale.to(stream.device)
-        for t in (stream, raw, index):
-            mark_dynamic(t)
-        operand = Operand(stream, raw, index, table, scale, *self.matrix_shape, self._layout)
-        now = checksum_word(head) if on_host(head) else None
-        # In one assignment, because other threads read it.
-        self._live = (
-            operand,
-            stream.data_ptr(),
-            raw.data_ptr(),
-            index.data_ptr(),
-            head.data_ptr(),
-            self._known[0],
-            now,
-        )
-        self._operand = operand
+        with lasting():
+            stream, raw, index, head = map(plain, self.streams)
+            index = index.view(self._index_shape)
+            table, scale = self._buffers["weight_table"], self._buffers["weight_scale"]
+            assert table is not None
+            if table.device != stream.device:
+                table = self.weight_table = table.to(stream.device)
+                scale = self.weight_scale = None if scale is None else scale.to(stream.device)
+            for t in (stream, raw, index):
+                mark_dynamic(t)
+            operand = Operand(stream, raw, index, table, scale, *self.matrix_shape, self._layout)
+            now = checksum_word(head) if on_host(head) else None
+            # In one assignment, because other threads read it.
+            pointers = stream.data_ptr(), raw.data_ptr(), head.data_ptr()
+            self._live = operand, *pointers, self._known[0], now
+            self._operand = operand
 
     def _loose_operand(self) -> Operand:
         """Of the Parameters themselves: fakes, transforms, export, sharded or offloaded streams."""
@@ -388,18 +381,24 @@ class CodedModule(nn.Module):
         """[rows, cols] of the dense dtype: the original bits as long as that is the coded one."""
         return self.decode(self.dense_dtype)
 
-    def _counted(self, vectors: int, run: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Runs and adds to the statistics. Eager only: it reads the clock."""
-        synchronize = torch.cuda.synchronize if self.streams[0].is_cuda else lambda: None
-        synchronize()
-        start = time.perf_counter()
-        out = run()
-        synchronize()
+    def decompress(self) -> nn.Module:
+        """The dense module; what it shares with this one (a bias) is the same Parameter."""
+        dense = self._dense_without_weight()
+        dense.weight = nn.Parameter(self.dense_weight())
+        return dense.train(self.training)
+
+    def _started(self) -> float:
+        """The time before an op that is counted. Eager only: it waits for the device."""
+        if self.streams[0].is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _count(self, started: float, vectors: int) -> None:
+        seconds = self._started() - started
         assert self.statistics is not None
         self.statistics.calls += 1
         self.statistics.vectors += vectors
-        self.statistics.seconds += time.perf_counter() - start
-        return out
+        self.statistics.seconds += seconds
 
     # ---- what others do to modules --------------------------------------------------------------
 

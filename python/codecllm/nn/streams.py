@@ -99,15 +99,14 @@ def on_host(t: torch.Tensor) -> bool:
 
 
 def plain(t: torch.Tensor) -> torch.Tensor:
-    """The memory of `t` as a plain tensor of no transform, to be kept. Aligned where kernels want.
+    """The memory of `t` as a plain tensor, aligned as kernels on a GPU want it. Inside lasting().
 
     .data, because .detach() would belong to autograd's view of the Parameter; and .numpy() nowhere:
     a storage that numpy has seen cannot be resized, as FSDP2 does between forwards.
     """
-    with lasting():
-        if not on_host(t) and t.data_ptr() % 16:
-            t.data = t.data.clone()
-        return t.data.clone() if t.is_inference() else t.data
+    if not on_host(t) and t.data_ptr() % 16:
+        t.data = t.data.clone()
+    return t.data
 
 
 def mark_dynamic(t: torch.Tensor) -> torch.Tensor:
