@@ -27,8 +27,21 @@ from codecllm_ops.format import CorruptStreamError, UnsupportedFormatError
 from codecllm_ops.format.head import Head
 
 from ..model.checkpoint import QUANT_METHOD, VERSION, Checkpoint
-from ..model.compress import computing_dtype, decompress_model, decompress_modules
-from ..nn import STREAM_DTYPES, STREAM_NAMES, CodedModule, coded_form, obstacle, set_exact
+from ..model.compress import (
+    computing_dtype,
+    decompress_model,
+    decompress_modules,
+    rescaled_by_model,
+)
+from ..nn import (
+    STREAM_DTYPES,
+    STREAM_NAMES,
+    CodedModule,
+    coded_form,
+    count_weights,
+    obstacle,
+    set_exact,
+)
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -123,7 +136,7 @@ class CodecllmQuantizer(HfQuantizer):
         reason = obstacle(module)
         if not isinstance(module, nn.Linear | nn.Embedding):
             raise ValueError(f"{where}: {reason}; compress again with --skip '{name}'")
-        if reason is not None:
+        if reason is not None or rescaled_by_model(model, name):
             self._dense.add(name)
         shape = tuple(module.weight.shape)
         if (info.rows, info.cols) != shape:
@@ -175,6 +188,7 @@ class CodecllmQuantizer(HfQuantizer):
                 module.rebuild()
         self._decode_those_that_must_be_dense(model)
         self._heads.clear()
+        count_weights(model)
         if self.quantization_config.dequantize:
             decompress_model(model)
         return model

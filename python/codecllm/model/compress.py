@@ -24,6 +24,7 @@ from ..nn import (
     CodedModule,
     Execution,
     coded_form,
+    count_weights,
     dense_form,
     obstacle,
 )
@@ -75,6 +76,7 @@ def compress_model_weights(
         add(*_compress_group(model, names, codec, format, should_compress, execution))
     if not any(layer.status in (CODED, STORED) for layer in layers):
         raise ValueError(_nothing_to_compress(model, layers))
+    count_weights(model)
     return CompressionReport(format, tuple(layers), time.perf_counter() - start)
 
 
@@ -126,6 +128,8 @@ def _refusal(
         return f"{module.weight.dtype} is not a coded dtype"
     if module.weight.numel() == 0:
         return "no weights"
+    if rescaled_by_model(model, name):
+        return "the model's code divides it in place"
     return obstacle(module) or ""
 
 
@@ -185,6 +189,13 @@ def computing_dtype(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dt
     return torch.float32 if any(f".{part}." in f".{name}." for part in listed) else dtype
 
 
+def rescaled_by_model(model: nn.Module, name: str) -> bool:
+    """Whether the model's own code writes to this weight: RWKV divides some before it generates."""
+    return name.endswith((".attention.output", ".feed_forward.value")) and any(
+        hasattr(m, "_rescale_layers") for m in model.modules()
+    )
+
+
 def decompress_model(model: nn.Module) -> nn.Module:
     """Replaces every compressed module by its dense form, in place; streams are freed on the way.
 
@@ -195,6 +206,7 @@ def decompress_model(model: nn.Module) -> nn.Module:
     """
     modules = model.named_modules(remove_duplicate=False)
     decompress_modules(model, [name for name, m in modules if isinstance(m, CodedModule)])
+    count_weights(model, coded=False)
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
         quantizer.remove_quantization_config(model)  # else saving would call it compressed

@@ -1,6 +1,7 @@
 """Compressed tensors and modules: drop-in nn.Linear and nn.Embedding that hold coded streams."""
 
 from .codec import FORMATS, Codec, CompressedTensor, load_codec
+from .count import count_weights, num_parameters
 from .embedding import CompressedEmbedding
 from .execution import EXACT, FUSED, Execution
 from .linear import CompressedLinear
@@ -32,8 +33,10 @@ __all__ = [
     "Statistics",
     "checksums_compared",
     "coded_form",
+    "count_weights",
     "dense_form",
     "load_codec",
+    "num_parameters",
     "obstacle",
     "set_exact",
     "set_statistics",

@@ -12,9 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from codecllm_ops.codec.operand import Operand
-
-from .ops import decode, decode_linear, decode_rows
+from .ops import Coded, decode, decode_linear, decode_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,15 +26,15 @@ class Execution:
     """
 
     name: str
-    linear: Callable[[torch.Tensor, Operand, torch.Tensor | None], torch.Tensor]
-    rows: Callable[[torch.Tensor, Operand, torch.dtype], torch.Tensor]
+    linear: Callable[[torch.Tensor, Coded, torch.Tensor | None], torch.Tensor]
+    rows: Callable[[torch.Tensor, Coded, torch.dtype], torch.Tensor]
 
     def __reduce__(self) -> tuple[Callable[[str], Execution], tuple[str]]:
         return named, (self.name,)  # there is one of each: copies are compared with `is`
 
 
 def _decode_then_multiply(
-    x: torch.Tensor, operand: Operand, bias: torch.Tensor | None
+    x: torch.Tensor, operand: Coded, bias: torch.Tensor | None
 ) -> torch.Tensor:
     return F.linear(x, decode(operand, x.dtype), bias)
 

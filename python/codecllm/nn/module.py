@@ -8,9 +8,9 @@ READ ME FIRST
    sharded), `module.weight` is the Parameter itself.
 3. Streams have sizes that depend on the data: loading resizes them, in place, because a tied
    module holds the same Parameter object.
-4. Ops get an operand: plain views of the streams with runtime tables that follow from the head.
-   It is made when streams arrive. A forward makes new views where streams have moved, and never a
-   table, a copy or a wait on a GPU: equal sizes there mean the same matrix.
+4. Ops get an operand: the streams, and runtime tables that follow from the head. Tables are built
+   when streams arrive. A forward on a GPU never builds one, copies or waits, also where streams
+   have moved: equal sizes there mean the same matrix.
 5. Streams may be replaced behind the module's back (`_parameters`, `.data`): see operand() for what
    that notices. After anything else, and before compiled code runs again: sync_tables(model).
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -40,14 +40,15 @@ from .streams import (
     STREAM_DTYPES,
     STREAM_NAMES,
     Stream,
+    align,
     as_stream,
     checksum,
+    checksum_of,
     checksum_word,
     has_bytes,
     mark_dynamic,
     on_host,
     parse_head,
-    plain,
 )
 from .weight import CodedWeight
 
@@ -100,8 +101,8 @@ class CodedModule(nn.Module):
     _layout: int
     _index_shape: tuple[int, int]
     _known: tuple[int, ...]  # its checksum and the sizes of its streams
-    _operand: Operand | None  # of plain views; what compiled code takes
-    _live: tuple[Any, ...] | None  # the operand, and what the host saw when it was made
+    _live: tuple[Any, ...] | None  # what the host saw of the streams, and the rest of the operand
+    _operand: Operand | None  # for compiled code
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -210,7 +211,7 @@ class CodedModule(nn.Module):
             raise AttributeError(f"{type(self).__name__} has no weight yet")
         if torch.compiler.is_compiling():
             return self.dense_weight()
-        if not has_bytes(self.streams[0]):
+        if not all(map(has_bytes, self.streams)):
             return self.streams[0]
         try:
             return self._face()
@@ -219,20 +220,17 @@ class CodedModule(nn.Module):
 
     def _face(self) -> CodedWeight:
         """One object as long as somebody holds it: tied modules have one weight."""
-        operand, dtype, stream = self.operand(), self.dense_dtype, self.streams[0]
-        before = getattr(stream, "_face", None)
-        face = before() if before is not None else None
-        if (
-            face is None
-            or face.operand.stream is not operand.stream
-            or face.dtype != dtype
-            or face.execution is not self.execution
-        ):
-            assert self._head is not None
+        operand, stream = Operand(*self.operand()), self.streams[0]
+        assert self._head is not None
+        where = tuple(s.data_ptr() for s in self.streams)
+        key = (where, self._known[0], self.dense_dtype, self.execution)
+        known, before = getattr(stream, "_face", (None, None))
+        face = before() if known == key and before is not None else None
+        if face is None:
             own = None if operand.scale is not None else self._head.fmt.dtype
-            face = CodedWeight._of(self.streams, operand, dtype, self.execution, own)
+            face = CodedWeight._of(self.streams, operand, self.dense_dtype, self.execution, own)
             # Weak: what the face holds would outlive streams that are moved away.
-            stream._face = weakref.ref(face)  # type: ignore[attr-defined]
+            stream._face = key, weakref.ref(face)  # type: ignore[attr-defined]
         return face
 
     @property
@@ -284,47 +282,49 @@ class CodedModule(nn.Module):
         of_head = _without_streams(head, device)
         self.weight_table, self.weight_scale = of_head.table, of_head.scale
         self._head, self._layout, self._index_shape = head, of_head.layout, head.index_shape
-        packed = head.pack()
-        crc = int.from_bytes(packed[60:64], "little")
-        self._known = crc, head.stream_bytes, head.raw_bytes, head.index_ints, len(packed)
+        if here:
+            sizes = tuple(stream.numel() for stream in self.streams)
+            self._known = checksum(self.weight_head), *sizes
+        else:
+            packed = head.pack()
+            sizes = head.stream_bytes, head.raw_bytes, head.index_ints, len(packed)
+            self._known = checksum_of(packed), *sizes
         self._operand = self._live = None
         if here:
-            self._make_operand()
+            self._settle()
 
-    def operand(self) -> Operand:
-        """What the ops take: made when streams arrived, and anew where they have moved.
+    def operand(self) -> Sequence[Any]:
+        """What the ops take, in the order of an Operand.
 
-        Every eager call looks where the streams are, and on the CPU at the checksum in the head,
+        Every eager call looks where head and index are, and on the CPU at the checksum in the head,
         which stands for all four: 0.5 us. On a GPU that would wait for the device, so streams of
-        the same sizes are taken for the same matrix. The index never moves alone.
+        the same sizes are taken for the same matrix.
         """
         if torch.compiler.is_compiling():
             return self._operand if self._operand is not None else self._loose_operand()
         live = self._live
         if live is not None:
-            operand, stream, raw, head, crc, now = live
+            head, index, crc, now, others = live
             p = self._parameters
             try:
                 if (
-                    p["weight"].data_ptr() == stream  # type: ignore[union-attr]
-                    and p["weight_raw"].data_ptr() == raw  # type: ignore[union-attr]
-                    and p["weight_head"].data_ptr() == head  # type: ignore[union-attr]
+                    p["weight_head"].data_ptr() == head  # type: ignore[union-attr]
+                    and p["weight_index"].data_ptr() == index  # type: ignore[union-attr]
                     and (now is None or now.value == crc)
                 ):
-                    return operand
+                    return p["weight"], p["weight_raw"], *others
             except RuntimeError:  # fakes and wrappers of transforms have no address
                 pass
         return self._look_again()
 
-    def _look_again(self) -> Operand:
+    def _look_again(self) -> Sequence[Any]:
         if not all(map(has_bytes, self.streams)):
             return self._loose_operand()
         if self._is_known():
-            self._make_operand()
+            self._see_streams()
         else:
             self.rebuild()
-        assert self._operand is not None
-        return self._operand
+        return self.operand()
 
     def _is_known(self) -> bool:
         """Whether these are the streams that the tables are of, as far as the host can see."""
@@ -333,27 +333,41 @@ class CodedModule(nn.Module):
         look = on_host(self.weight_head) or checking()
         return not look or checksum(self.weight_head) == self._known[0]
 
-    def _make_operand(self) -> None:
+    def _see_streams(self) -> None:
+        """Takes the streams that are there for those of the tables.
+
+        What is kept between eager calls holds no memory of streams but the index, 0.4 % of them:
+        who moves streams away (accelerate, diffusers) wants it back.
+        """
         assert self._head is not None
+        self._operand = None
         with lasting():
-            stream, raw, index, head = map(plain, self.streams)
-            index = index.view(self._index_shape)
+            for stream in self.streams:
+                align(stream)
+            index, head = self.weight_index.data.view(self._index_shape), self.weight_head
             table, scale = self._buffers["weight_table"], self._buffers["weight_scale"]
             assert table is not None
-            if table.device != stream.device:
-                table = self.weight_table = table.to(stream.device)
-                scale = self.weight_scale = None if scale is None else scale.to(stream.device)
-            for t in (stream, raw, index):
-                mark_dynamic(t)
-            operand = Operand(stream, raw, index, table, scale, *self.matrix_shape, self._layout)
+            if table.device != head.device:
+                table = self.weight_table = table.to(head.device)
+                scale = self.weight_scale = None if scale is None else scale.to(head.device)
             now = checksum_word(head) if on_host(head) else None
+            others = index, table, scale, *self.matrix_shape, self._layout
             # In one assignment, because other threads read it.
-            pointers = stream.data_ptr(), raw.data_ptr(), head.data_ptr()
-            self._live = operand, *pointers, self._known[0], now
-            self._operand = operand
+            self._live = head.data_ptr(), index.data_ptr(), self._known[0], now, others
+
+    def _settle(self) -> None:
+        """For streams that stay: compiled code gets views that are no Parameters, because sizes of
+        Parameters would be compiled in, and each layer would be another graph.
+        """
+        self._see_streams()
+        assert self._live is not None
+        stream, raw, others = self.streams[0].data, self.streams[1].data, self._live[-1]
+        for t in (stream, raw, others[0]):
+            mark_dynamic(t)
+        self._operand = Operand(stream, raw, *others)
 
     def _loose_operand(self) -> Operand:
-        """Of the Parameters themselves: fakes, transforms, export, sharded or offloaded streams."""
+        """Of streams that are fakes, wrapped by transforms, exported, sharded or on meta."""
         if self._head is None:
             raise RuntimeError("codecllm: this module has no streams yet; load them first")
         stream, raw, index, _ = self.streams
@@ -435,8 +449,8 @@ class CodedModule(nn.Module):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         if name in STREAM_DTYPES and type(param).__name__ == "DTensor":
             raise NotImplementedError(
-                f"{name}: tensor parallelism cuts weights into shares, which coded streams are not; "
-                "shard them with fully_shard (FSDP2), or parallelize the dense model"
+                f"{name}: tensor parallelism cuts a weight into shares, and a coded stream cannot be "
+                "cut so; shard it with fully_shard (FSDP2), or parallelize the dense model"
             )
         super().register_parameter(name, param)
 
@@ -458,7 +472,7 @@ class CodedModule(nn.Module):
         if not ready or self.weight_head.is_meta:
             self._head = None
         elif all(map(has_bytes, self.streams)):
-            self._make_operand()
+            self._settle()
         return self
 
     def __getstate__(self) -> dict[str, Any]:

@@ -69,8 +69,8 @@ class Stream(Untrained, nn.Parameter):
     def _fsdp_flattened(self) -> bool:
         """The first thing that FSDP1 asks a Parameter."""
         raise NotImplementedError(
-            "FullyShardedDataParallel flattens all weights into one float tensor, and coded streams "
-            "are integers; use fully_shard (FSDP2)"
+            "FullyShardedDataParallel flattens weights into one float tensor, and coded streams are "
+            "integers; use fully_shard (FSDP2)"
         )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -98,15 +98,10 @@ def on_host(t: torch.Tensor) -> bool:
     return t.device.type == "cpu"
 
 
-def plain(t: torch.Tensor) -> torch.Tensor:
-    """The memory of `t` as a plain tensor, aligned as kernels on a GPU want it. Inside lasting().
-
-    .data, because .detach() would belong to autograd's view of the Parameter; and .numpy() nowhere:
-    a storage that numpy has seen cannot be resized, as FSDP2 does between forwards.
-    """
+def align(t: torch.Tensor) -> None:
+    """Moves a stream on a GPU to where kernels can load 16 bytes at once; allocators do so."""
     if not on_host(t) and t.data_ptr() % 16:
         t.data = t.data.clone()
-    return t.data
 
 
 def mark_dynamic(t: torch.Tensor) -> torch.Tensor:
@@ -129,7 +124,11 @@ def checksum_word(head: torch.Tensor) -> ctypes.c_uint32:
 
 def checksum(head: torch.Tensor) -> int:
     """The checksum in a head; waits for the device."""
-    return int.from_bytes(bytes(head.data[_CRC_AT : _CRC_AT + 4].tolist()), sys.byteorder)
+    return checksum_of(bytes(head.data[: _CRC_AT + 4].tolist()))
+
+
+def checksum_of(head: bytes) -> int:
+    return int.from_bytes(head[_CRC_AT : _CRC_AT + 4], sys.byteorder)
 
 
 def parse_head(head: torch.Tensor) -> Head:

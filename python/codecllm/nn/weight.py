@@ -60,7 +60,9 @@ class CodedWeight(Untrained, torch.Tensor):
             dtype: of the dense weight outside; None: as it was coded, float32 for integers.
         """
         own = None if matrix.scale is not None else matrix.info.fmt.dtype
-        return cls._of(matrix.tensors(), matrix.operand, dtype or own or torch.float32, execution, own)
+        return cls._of(
+            matrix.tensors(), matrix.operand, dtype or own or torch.float32, execution, own
+        )
 
     @classmethod
     def _of(
@@ -205,17 +207,16 @@ def _refuse_writes(
         raise TypeError(_NO_WRITES.format(".data or .grad =" if name == "__set__" else name))
 
 
-_WRITERS = {"__set__", "__setitem__", "__delitem__"} | {
-    f"__i{op}__"
-    for op in "add sub mul truediv floordiv mod pow and or xor lshift rshift matmul".split()
+_WRITERS = {"__set__", "__setitem__", "__delitem__", "__iadd__", "__isub__", "__imul__"} | {
+    f"__i{op}__" for op in ("truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul")
 }
 
 # What a tensor says of itself; the wrapper knows it.
-_FACTS = set(
-    """dim ndimension size numel nelement stride storage_offset is_floating_point is_complex
-    is_signed element_size get_device is_contiguous __len__ __hash__ is_inference is_conj is_neg
-    is_same_size has_names _is_view data_ptr untyped_storage""".split()
-)
+_FACTS = {
+    *("dim", "ndimension", "size", "numel", "nelement", "stride", "storage_offset", "__len__"),
+    *("is_floating_point", "is_complex", "is_signed", "element_size", "get_device", "is_inference"),
+    *("is_contiguous", "is_conj", "is_neg", "has_names", "untyped_storage", "__hash__", "_is_view"),
+}
 
 
 # ---- products and rows --------------------------------------------------------------------------
@@ -341,6 +342,11 @@ def _cuda(self: Any, device: Any = None, *args: Any, **kwargs: Any) -> Any:
     return _to(self, torch.device("cuda" if device is None else device))
 
 
+def _address(self: Any) -> int:
+    """Of the first stream: accelerate knows tied weights by their addresses."""
+    return self.streams[0].data_ptr()
+
+
 def _index(self: Any, ids: Any) -> Any:
     return _rows_of(self, ids)
 
@@ -376,4 +382,5 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     _T.double: _cast(torch.float64),
     _T.cpu: lambda self, **kwargs: _to(self, torch.device("cpu")),
     _T.cuda: _cuda,
+    _T.data_ptr: _address,
 }
