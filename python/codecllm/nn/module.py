@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ from codecllm_ops.format import CorruptStreamError, Head
 
 from .codec import Codec
 from .execution import EXACT, FUSED, Execution, exact_or_fused
-from .ops import checking, decode, own_error
+from .ops import Coded, checking, decode, own_error
 from .streams import (
     STREAM_DTYPES,
     STREAM_NAMES,
@@ -185,6 +185,7 @@ class CodedModule(nn.Module):
         self._known = ()
         for name, parameter in zip(STREAM_NAMES, _parameters(streams, device), strict=True):
             self.register_parameter(name, parameter)
+        self.streams[0].ds_shape = self.matrix_shape
         device = self.streams[0].device
         like = torch.empty(0, dtype=dense_dtype, device=device)
         self.register_buffer("dtype_like", like, persistent=False)
@@ -293,7 +294,7 @@ class CodedModule(nn.Module):
         if here:
             self._settle()
 
-    def operand(self) -> Sequence[Any]:
+    def operand(self) -> Coded:
         """What the ops take, in the order of an Operand.
 
         Every eager call looks where head and index are, and on the CPU at the checksum in the head,
@@ -301,7 +302,8 @@ class CodedModule(nn.Module):
         the same sizes are taken for the same matrix.
         """
         if torch.compiler.is_compiling():
-            return self._operand if self._operand is not None else self._loose_operand()
+            loose = self._operand is None or torch.compiler.is_exporting()
+            return self._loose_operand() if loose else self._operand
         live = self._live
         if live is not None:
             head, index, crc, now, others = live
@@ -317,7 +319,7 @@ class CodedModule(nn.Module):
                 pass
         return self._look_again()
 
-    def _look_again(self) -> Sequence[Any]:
+    def _look_again(self) -> Coded:
         if not all(map(has_bytes, self.streams)):
             return self._loose_operand()
         if self._is_known():
@@ -433,6 +435,8 @@ class CodedModule(nn.Module):
                 "(codecllm.decompress_model)"
             )
         self._parameters[name] = as_stream(value)
+        if name == "weight":
+            value.ds_shape = self.matrix_shape  # type: ignore[attr-defined]
         self.__dict__["_operand"] = self.__dict__["_live"] = None  # would keep the old ones alive
 
     def _share(self, name: str, weight: CodedWeight) -> None:
@@ -449,8 +453,8 @@ class CodedModule(nn.Module):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         if name in STREAM_DTYPES and type(param).__name__ == "DTensor":
             raise NotImplementedError(
-                f"{name}: tensor parallelism cuts a weight into shares, and a coded stream cannot be "
-                "cut so; shard it with fully_shard (FSDP2), or parallelize the dense model"
+                f"{name}: a coded stream cannot be cut into a tensor parallel share; shard it with "
+                "fully_shard (FSDP2), or parallelize the dense model"
             )
         super().register_parameter(name, param)
 
