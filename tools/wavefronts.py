@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codecllm_ops.codec.coded import CodedMatrix, read_index
-from codecllm_ops.codec.tables import runtime_table
+from codecllm_ops.codec.coded import CodedMatrix
+from codecllm_ops.codec.rans.index import read_index
+from codecllm_ops.codec.rans.tables import runtime_table
 
 LANES, BANKS = 32, 32
 _RANS_L = 1 << 16

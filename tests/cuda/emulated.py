@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from codecllm_ops.codec.coded import CodedMatrix
-from codecllm_ops.codec.tables import runtime_table
+from codecllm_ops.codec.rans.tables import runtime_table
 
 ROOT = Path(__file__).parents[2]
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
