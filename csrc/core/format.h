@@ -73,7 +73,7 @@ struct WeightFormat {
 };
 
 // Kinds: what the bits of a word mean as a number. Conversions (core/convert.h,
-// csrc/cpu/to_float.h, csrc/cuda/operand.cuh) ask for the kind and never for the format: formats
+// csrc/cpu/to_float.h, csrc/cuda/fragment.cuh) ask for the kind and never for the format: formats
 // that code other bits of the same numbers share them.
 
 // A sign, an exponent and a mantissa. Without infinities, all ones is NaN and nothing else is.

@@ -101,6 +101,7 @@ inline CodedView coded_view(const Operand& coded, const char* op) {
   v.rows = rows;
   v.cols = cols;
   v.format = layout.format;
+  v.coding = layout.coding;
   int bytes = word_bytes(layout.format, op);
   if (layout.stored()) {
     CLLM_CHECK(v.stream_bytes == rows * cols * bytes, "codecllm::", op,
