@@ -5,8 +5,8 @@ READ ME FIRST
    per layer, and meta tensors have their true sizes, which device_map="auto" adds up.
 2. A tied output layer has no tensors in the file. It becomes compressed because its source is, and
    transformers ties all four streams.
-3. A module whose code reads its weight itself (Gemma's embeddings ask for its dtype) is loaded as
-   streams and decoded afterwards: small on disk, dense in memory.
+3. A module that cannot hold streams (nn.obstacle) is loaded as streams and decoded afterwards:
+   small on disk, dense in memory.
 4. transformers moves non-persistent buffers after loading, without their values: tables are built
    in the step after that, from heads that were read before.
 """
@@ -27,8 +27,21 @@ from codecllm_ops.format import CorruptStreamError, UnsupportedFormatError
 from codecllm_ops.format.head import Head
 
 from ..model.checkpoint import QUANT_METHOD, VERSION, Checkpoint
-from ..model.compress import decompress_model, decompress_modules, kept_dense
-from ..nn import STREAM_DTYPES, STREAM_NAMES, CodedModule, coded_form, obstacle, set_exact
+from ..model.compress import (
+    computing_dtype,
+    decompress_model,
+    decompress_modules,
+    rescaled_by_model,
+)
+from ..nn import (
+    STREAM_DTYPES,
+    STREAM_NAMES,
+    CodedModule,
+    coded_form,
+    count_weights,
+    obstacle,
+    set_exact,
+)
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -121,12 +134,9 @@ class CodecllmQuantizer(HfQuantizer):
 
     def _put(self, model: Any, name: str, module: nn.Module, info: Head, where: str) -> None:
         reason = obstacle(module)
-        if reason == "":
-            raise ValueError(
-                f"{where}: {type(module).__name__} is neither nn.Linear nor nn.Embedding; "
-                f"compress again with --skip '{name}'"
-            )
-        if reason is not None or kept_dense(model, name):
+        if not isinstance(module, nn.Linear | nn.Embedding):
+            raise ValueError(f"{where}: {reason}; compress again with --skip '{name}'")
+        if reason is not None or rescaled_by_model(model, name):
             self._dense.add(name)
         shape = tuple(module.weight.shape)
         if (info.rows, info.cols) != shape:
@@ -138,7 +148,8 @@ class CodecllmQuantizer(HfQuantizer):
             part: torch.empty(size, dtype=dtype, device="meta")
             for (part, dtype), size in zip(STREAM_DTYPES.items(), sizes, strict=True)
         }
-        new = coded_form(module, streams, module.weight.dtype)
+        dtype = computing_dtype(model, name, module.weight.dtype)
+        new = coded_form(module, streams, dtype)
         if type(module) not in (nn.Linear, nn.Embedding):
             # Its class may have buffers that _init_weights fills (Gemma's embed_scale).
             new._is_hf_initialized = False
@@ -166,23 +177,26 @@ class CodecllmQuantizer(HfQuantizer):
         modules = {name: model.get_submodule(name) for name in self._heads}
         for name, module in modules.items():
             _cut_bias(module)
-            if module.weight.is_meta:  # offloaded to disk: streams come with each forward
+            if module.streams[0].is_meta:  # offloaded to disk: streams come with each forward
                 module.rebuild(self._heads[name][0])
-        here = {id(m.weight): (n, m) for n, m in modules.items() if not m.weight.is_meta}
+        streams = {name: module.streams[0] for name, module in modules.items()}
+        here = {id(s): (n, modules[n]) for n, s in streams.items() if not s.is_meta}
         with ThreadPoolExecutor() as pool:  # zlib.crc32 lets other threads run
             list(pool.map(lambda nm: self._check(*nm), here.values()))
         for module in modules.values():
-            if not module.weight.is_meta:
+            if not module.streams[0].is_meta:
                 module.rebuild()
         self._decode_those_that_must_be_dense(model)
         self._heads.clear()
+        count_weights(model)
         if self.quantization_config.dequantize:
             decompress_model(model)
         return model
 
     def _decode_those_that_must_be_dense(self, model: Any) -> None:
-        weights = {id(model.get_submodule(name).weight) for name in self._dense}
-        tied = {n for n in self._heads if id(model.get_submodule(n).weight) in weights}
+        streams = {n: id(model.get_submodule(n).streams[0]) for n in self._heads}
+        dense = {streams[name] for name in self._dense}
+        tied = {name for name, stream in streams.items() if stream in dense}
         if tied:
             decompress_modules(model, tied)
 

@@ -17,7 +17,17 @@ from torch import nn
 
 from codecllm_ops.format import FORMATS as WEIGHT_FORMATS
 
-from ..nn import STREAM_NAMES, Codec, CodedModule, coded_form, dense_form, obstacle
+from ..nn import (
+    EXACT,
+    FUSED,
+    Codec,
+    CodedModule,
+    Execution,
+    coded_form,
+    count_weights,
+    dense_form,
+    obstacle,
+)
 from ..nn.codec import check_format
 from .report import CODED, SKIPPED, STORED, TIED, CompressionReport, LayerReport
 from .select import Predicate
@@ -36,8 +46,7 @@ def compress_model_weights(
 ) -> CompressionReport:
     """Replaces every nn.Linear and nn.Embedding of `model` by its compressed form, in place.
 
-    Subclasses that call super().forward are compressed too; those that read their weight
-    themselves stay dense.
+    Subclasses are compressed too: what their code reads as `self.weight` is a CodedWeight.
 
     Args:
         codec: None for the default one.
@@ -53,7 +62,7 @@ def compress_model_weights(
         ValueError: the model has no module that can be compressed, or the format is unknown.
     """
     check_format(format)
-    codec = codec or Codec()
+    codec, execution = codec or Codec(), EXACT if exact else FUSED
     start = time.perf_counter()
     layers: list[LayerReport] = []
 
@@ -64,9 +73,10 @@ def compress_model_weights(
                 progress(report)
 
     for names in _weight_groups(model):
-        add(*_compress_group(model, names, codec, format, should_compress, exact))
+        add(*_compress_group(model, names, codec, format, should_compress, execution))
     if not any(layer.status in (CODED, STORED) for layer in layers):
         raise ValueError(_nothing_to_compress(model, layers))
+    count_weights(model)
     return CompressionReport(format, tuple(layers), time.perf_counter() - start)
 
 
@@ -87,7 +97,7 @@ def _compress_group(
     codec: Codec,
     format: str,
     should_compress: Predicate | None,
-    exact: bool,
+    execution: Execution,
 ) -> list[LayerReport]:
     modules = {name: model.get_submodule(name) for name in names}
     reason = next(
@@ -101,10 +111,9 @@ def _compress_group(
         return _reports(modules, STORED, reason="coding does not shrink it")
     reports = _reports(modules, CODED, coded.nbytes, coded.info.fmt.name)
     dtype, owner, replaced = weight.dtype, None, {}
-    streams = dict(zip(STREAM_NAMES, coded.tensors(), strict=True))
     for name, module in modules.items():
         if id(module) not in replaced:  # one module under two names stays one module
-            replaced[id(module)] = coded_form(module, owner or streams, dtype, exact=exact)
+            replaced[id(module)] = coded_form(module, owner or coded, dtype, execution=execution)
             owner = owner or replaced[id(module)]
         model.set_submodule(name, replaced[id(module)])
     return reports
@@ -117,10 +126,10 @@ def _refusal(
         return "should_compress said no"
     if module.weight.dtype not in _CODED_DTYPES:
         return f"{module.weight.dtype} is not a coded dtype"
-    if kept_dense(model, name):
-        return "the model keeps it in float32 and asks for its dtype"
     if module.weight.numel() == 0:
         return "no weights"
+    if rescaled_by_model(model, name):
+        return "the model's code divides it in place"
     return obstacle(module) or ""
 
 
@@ -166,14 +175,25 @@ def _nothing_to_compress(model: nn.Module, layers: list[LayerReport]) -> str:
     )
 
 
-def kept_dense(model: nn.Module, name: str) -> bool:
-    """Whether a transformers model lists this module as one that has to keep its dtype.
+def computing_dtype(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a transformers model that is loaded as `dtype` has this module's weight.
 
-    The code of such models casts x to `weight.dtype` (T5), which is uint8 once it is coded.
+    Some layers compute in float32, or they overflow (T5's wo); their code casts x to
+    `weight.dtype`.
     """
-    attributes = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
-    listed = [part for a in attributes for part in getattr(model, a, None) or ()]
-    return any(f".{part}." in f".{name}." for part in listed)
+    listed = list(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if dtype == torch.float16:
+        listed += getattr(model, "_keep_in_fp32_modules", None) or ()
+    elif dtype != torch.bfloat16:
+        return dtype
+    return torch.float32 if any(f".{part}." in f".{name}." for part in listed) else dtype
+
+
+def rescaled_by_model(model: nn.Module, name: str) -> bool:
+    """Whether the model's own code writes to this weight: RWKV divides some before it generates."""
+    return name.endswith((".attention.output", ".feed_forward.value")) and any(
+        hasattr(m, "_rescale_layers") for m in model.modules()
+    )
 
 
 def decompress_model(model: nn.Module) -> nn.Module:
@@ -186,6 +206,7 @@ def decompress_model(model: nn.Module) -> nn.Module:
     """
     modules = model.named_modules(remove_duplicate=False)
     decompress_modules(model, [name for name, m in modules if isinstance(m, CodedModule)])
+    count_weights(model, coded=False)
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
         quantizer.remove_quantization_config(model)  # else saving would call it compressed
@@ -196,7 +217,7 @@ def decompress_modules(model: nn.Module, names: Iterable[str]) -> None:
     """Replaces some compressed modules by their dense form; all of a tied group, or none."""
     groups: dict[int, list[str]] = {}
     for name in names:
-        groups.setdefault(id(model.get_submodule(name).weight), []).append(name)
+        groups.setdefault(id(model.get_submodule(name).streams[0]), []).append(name)
     for group in groups.values():
         replaced: dict[int, nn.Module] = {}
         weight: nn.Parameter | None = None

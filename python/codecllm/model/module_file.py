@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from ..nn import (
-    STREAM_NAMES,
     CodedModule,
     checksums_compared,
     coded_form,
@@ -96,7 +95,6 @@ def load_file(model: nn.Module, path: Path | str, *, checksums: bool = True) -> 
             continue
         reason = obstacle(module)
         if reason is not None:
-            reason = reason or f"{type(module).__name__} is neither nn.Linear nor nn.Embedding"
             raise ValueError(f"{path}: {name}: {reason}")
         matrix = coded[origin]
         if matrix.shape != tuple(module.weight.shape):
@@ -104,8 +102,7 @@ def load_file(model: nn.Module, path: Path | str, *, checksums: bool = True) -> 
                 f"{path}: {name}: a matrix of {list(matrix.shape)}, "
                 f"the model has {list(module.weight.shape)}"
             )
-        streams = {p: state[n] for p, n in _parts(origin)}
-        new = coded_form(module, owners.get(origin, streams), module.weight.dtype)
+        new = coded_form(module, owners.get(origin, matrix), module.weight.dtype)
         owners.setdefault(origin, new)
         model.set_submodule(module_name, new)
     for alias, name in aliases.items():
@@ -118,11 +115,6 @@ def load_file(model: nn.Module, path: Path | str, *, checksums: bool = True) -> 
     _tie(model, aliases)
     sync_tables(model)
     return model
-
-
-def _parts(name: str) -> list[tuple[str, str]]:
-    prefix = name.removesuffix("weight")
-    return [(part, prefix + part) for part in STREAM_NAMES]
 
 
 def _tie(model: nn.Module, aliases: dict[str, str]) -> None:
