@@ -156,6 +156,11 @@ def set_check(on: bool = True) -> bool:
     return before
 
 
+def checking() -> bool:
+    """Whether set_check() is on."""
+    return _state.checking
+
+
 def _apply_check() -> None:
     """To all, because a GPU that the first choice does not run on gets another."""
     for backend in _BACKENDS.values():

@@ -1,4 +1,4 @@
-"""The ops as modules call them: overloads, which Python calls faster than the ops' names."""
+"""The ops as modules call them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from typing import Any
 import torch
 
 import codecllm_ops  # noqa: F401  (registers the ops)
-from codecllm_ops.format import CorruptStreamError
-from codecllm_ops.ops import registry
+from codecllm_ops.ops import calls, registry
 
 Coded = Sequence[Any]
 """An Operand, or a plain tuple in its order, which is made in a third of the time."""
 
 _decode = torch.ops.codecllm.decode.default
-_decode_linear = torch.ops.codecllm.decode_linear.default
-_decode_rows = torch.ops.codecllm.decode_rows.default
+
+decode_linear = calls.linear
+"""x [..., cols], operand, bias [rows] of x's dtype or None -> [..., rows]."""
+
+decode_rows = calls.rows
+"""ids [...], operand, dtype -> [..., cols] of `dtype`."""
+
+own_error = calls.typed
+"""`error`, or of its own type: compiled kernels can only raise RuntimeError."""
 
 
 def decode(operand: Coded, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -24,26 +30,6 @@ def decode(operand: Coded, dtype: torch.dtype | None = None) -> torch.Tensor:
     return _decode(*operand, dtype)
 
 
-def decode_linear(x: torch.Tensor, operand: Coded, bias: torch.Tensor | None) -> torch.Tensor:
-    """x [..., cols], bias [rows] of x's dtype -> [..., rows]."""
-    return _decode_linear(x, *operand, bias)
-
-
-def decode_rows(ids: torch.Tensor, operand: Coded, dtype: torch.dtype) -> torch.Tensor:
-    """ids [...] -> [..., cols] of `dtype`."""
-    return _decode_rows(ids, *operand, dtype)
-
-
-def own_error(error: RuntimeError) -> Exception:
-    """`error`, or of its own type: compiled kernels can only raise RuntimeError."""
-    message = str(error)
-    if ": corrupt " in message:
-        return CorruptStreamError(message)
-    if "is out of range" in message:
-        return IndexError(message)
-    return error
-
-
 def checking() -> bool:
     """Whether set_check() is on: ops wait for the GPU, and so may others."""
-    return registry._state.checking
+    return registry.checking()
