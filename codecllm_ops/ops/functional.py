@@ -6,7 +6,7 @@ import torch
 
 from ..codec.coded import CodedMatrix
 from ..codec.operand import Operand
-from ..format.errors import CorruptStreamError
+from . import calls
 
 
 def encode(
@@ -75,7 +75,8 @@ def decode(
         return translated(torch.ops.codecllm.decode, *_operand(coded), dtype=dtype)
     if dtype not in (None, out.dtype):
         raise ValueError(f"decode: dtype={dtype}, but `out` is {out.dtype}")
-    return translated(torch.ops.codecllm.decode.out, *_operand(coded), out=out)
+    translated(torch.ops.codecllm.decode.out, *_operand(coded), out=out)
+    return out
 
 
 def decode_linear(
@@ -90,14 +91,14 @@ def decode_linear(
     Returns:
         [..., N] of x's dtype, accumulated in float32.
     """
-    return translated(torch.ops.codecllm.decode_linear, x, *_operand(coded), bias)
+    return calls.linear(x, _operand(coded), bias)
 
 
 def decode_rows(
     ids: torch.Tensor, coded: CodedMatrix, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """Rows `ids` (int64 or int32, any shape) of the matrix: [*ids.shape, K]. See decode."""
-    return translated(torch.ops.codecllm.decode_rows, ids, *_operand(coded), dtype=dtype)
+    return calls.rows(ids, _operand(coded), dtype)
 
 
 def quantize_int8(weight: torch.Tensor, per: str = "row") -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,15 +134,8 @@ def _operand(c: CodedMatrix) -> Operand:
 
 
 def translated(op, *args, **kwargs):
-    """Calls an op of torch.ops.codecllm. Compiled kernels can only raise RuntimeError: corruption
-    and bad indices get their own types back.
-    """
+    """Calls an op of torch.ops.codecllm; errors get their types (calls.py: typed)."""
     try:
         return op(*args, **kwargs)
     except RuntimeError as error:
-        message = str(error)
-        if ": corrupt " in message:
-            raise CorruptStreamError(message) from None
-        if "is out of range" in message:
-            raise IndexError(message) from None
-        raise
+        raise calls.typed(error) from None

@@ -56,9 +56,10 @@ def _decode_out(*args, out):
     checks.out_fits(coded, out)
     native = _dtype_of(coded)
     if out.dtype == native and coded.scale is None and out.is_contiguous():
-        return _decode_words(coded, out)
-    words = out.new_empty(out.shape, dtype=native)
-    return _converted(_decode_words(coded, words), coded.scale, out)
+        _decode_words(coded, out)
+    else:
+        words = _decode_words(coded, out.new_empty(out.shape, dtype=native))
+        _converted(words, coded.scale, out)
 
 
 def _decode_rows(ids, *args):
@@ -123,6 +124,7 @@ LIBRARY.impl("encode", _encode, "CompositeExplicitAutograd")
 LIBRARY.impl("decode", _decode, "CompositeExplicitAutograd")
 LIBRARY.impl("decode.out", _decode_out, "CompositeExplicitAutograd")
 LIBRARY.impl("decode_rows", _decode_rows, "CompositeExplicitAutograd")
+LIBRARY.impl("_decode_rows_converted", _decode_rows, "CompositeExplicitAutograd")
 # Where a compiled kernel passes: on a GPU that it has no code for Triton may have one.
 LIBRARY.impl("_decode_then_linear", _decode_linear, "CompositeExplicitAutograd")
 # The compiled libraries' own kernels come before this one.
@@ -132,7 +134,7 @@ _override: Library | None = None
 
 
 def _rebind() -> None:
-    """Puts this file's decode_linear before compiled kernels that are loaded but not wanted."""
+    """Puts this file's kernels before compiled ones that are loaded but not wanted."""
     global _override
     if _override is not None:
         _override._destroy()
@@ -143,6 +145,7 @@ def _rebind() -> None:
             warnings.simplefilter("ignore")
             for key in keys:
                 _override.impl("decode_linear", _decode_linear, key)
+                _override.impl("decode_rows", _decode_rows, key)
 
 
 registry.on_change(_rebind)
@@ -168,7 +171,6 @@ def _(*args, out):
     coded = Operand(*args)
     checks.same_device("decode", coded, out=out)
     checks.out_fits(coded, out)
-    return out
 
 
 @register_fake("codecllm::decode_rows", lib=LIBRARY)

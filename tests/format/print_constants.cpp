@@ -9,6 +9,19 @@
 
 using namespace codecllm;
 
+// Lane order and back: every pair of a tile of two groups is where its row and column say.
+constexpr bool places_agree() {
+  for (int group = 0; group < 2; ++group)
+    for (int j = 0; j < kPairsPerGroup; ++j)
+      for (int lane = 0; lane < kLanes; ++lane)
+        for (int i = 0; i < 2; ++i)
+          if (pair_at(pair_row(lane, j), kGroupCols * group + pair_col(lane, j) + i) !=
+              (kPairsPerGroup * group + j) * kLanes + lane)
+            return false;
+  return true;
+}
+static_assert(places_agree());
+
 static const char* separator = "";
 
 static void key(const char* name, long long value) {
