@@ -1,5 +1,5 @@
 // The rANS decode step and its slot table (docs/format.md, section 6). The step is written once for
-// plain integers and SIMD registers. CUDA has one of its own (csrc/cuda/lane.cuh), on entries in
+// plain integers and SIMD registers. CUDA has one of its own (csrc/cuda/rans/lane.cuh), on entries in
 // another order, and shares the constants.
 //
 // Traps:

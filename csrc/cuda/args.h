@@ -1,6 +1,7 @@
 // Arguments of the kernels. Plain data: no torch, no CUDA runtime.
 #pragma once
 #include "../core/convert.h"
+#include "../core/scale.h"
 #include "block.h"
 
 namespace codecllm::cuda {
@@ -17,10 +18,9 @@ struct LinearArgs {
   CodedView matrix;
   const void* x;  // [x_rows, cols]
   int x_rows;
-  bool x_in_quads;     // rows of x begin at multiples of 16 bytes
-  Dtype dtype;         // of x, bias and out
-  const float* scale;  // [1] or [rows], or null
-  bool scale_per_row;
+  bool x_in_quads;  // rows of x begin at multiples of 16 bytes
+  Dtype dtype;      // of x, bias and out
+  Scale scale;
   const void* bias;  // [rows] or null
   void* out;         // [x_rows, rows]
   float* partial;    // [chunks, x_rows, rows] if there are several chunks

@@ -90,8 +90,8 @@ CLLM_DEVICE bool write_tile(const DecodeArgs& a, const typename S::Tile& tile, c
 CLLM_DEVICE void poison(const DecodeArgs& a, int bytes, int64_t row, int64_t rows, int64_t col_tile,
                         int thread, int threads) {
   const CodedView& matrix = a.matrix;
-  const int64_t first = col_tile * matrix.tile_cols, left = matrix.cols - first;
-  const int64_t width = (left < matrix.tile_cols ? left : matrix.tile_cols) * bytes;
+  const ColumnTiles tiles = matrix.column_tiles();
+  const int64_t first = tiles.first_col(col_tile), width = int64_t(tiles.columns(col_tile)) * bytes;
   for (int64_t i = thread; i < rows * width; i += threads)
     a.out[((row + i / width) * matrix.cols + first) * bytes + i % width] = 0xff;
 }

@@ -20,7 +20,7 @@ CLLM_DEVICE void multiply_one(const LinearArgs& a, float weight, int64_t col, in
   const CodedView& matrix = a.matrix;
   if (col >= matrix.cols) return;
   for (int i = 0; i < x_rows; ++i) {
-    const float x = load_as_float(a.x, (first_row + i) * matrix.cols + col, a.dtype);
+    const float x = load_float(a.x, a.dtype, (first_row + i) * matrix.cols + col);
     sums[i][half] = fmaf(weight, x, sums[i][half]);
   }
 }

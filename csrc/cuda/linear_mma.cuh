@@ -110,7 +110,7 @@ CLLM_DEVICE void complete_sums(const LinearArgs& a, const typename S::Common& co
       for (int i = 0; i < 4; ++i) {
         const int x_row = 8 * octet + 2 * t + (i & 1);
         if (row != g + 8 * (i >> 1) || x_row >= a.x_rows) continue;
-        const float x = load_as_float(a.x, x_row * a.matrix.cols + first_col + col, a.dtype);
+        const float x = load_float(a.x, a.dtype, x_row * a.matrix.cols + first_col + col);
         sums[octet][i] = fmaf(weight, x, sums[octet][i]);
       }
   });

@@ -179,8 +179,7 @@ Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, c
   a.x = dense_x.const_data_ptr();
   a.x_rows = int(x_rows);
   a.dtype = dtype;
-  a.scale = scale ? scale->const_data_ptr<float>() : nullptr;
-  a.scale_per_row = layout.scale_kind == kRowScale;
+  a.scale = Scale::of(layout.scale_kind, scale ? scale->const_data_ptr<float>() : nullptr);
   a.bias = bias ? bias->const_data_ptr() : nullptr;
   a.out = out.mutable_data_ptr();
   a.partial = partial ? partial->mutable_data_ptr<float>() : nullptr;

@@ -97,8 +97,7 @@ uint64_t emulated_linear(const CodedView* view, const void* x, int64_t x_rows, i
   a.x = x;
   a.x_rows = int(x_rows);
   a.dtype = Dtype(dtype);
-  a.scale = scale;
-  a.scale_per_row = scale_per_row;
+  a.scale = {scale, scale_per_row != 0};
   a.bias = bias;
   a.out = out;
   a.partial = partial.data();
