@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..model.checkpoint import Checkpoint
-from .transformers import load_compressed_model
+from .loading import load_compressed_model, local_folder
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def generate_text(
     """
     require_device(device)
     start = time.perf_counter()
+    path = local_folder(path)
     with Checkpoint(path) as source:
         is_coded = bool(source.coded_names())
     if is_coded:

@@ -10,17 +10,20 @@ READ ME FIRST
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
 
+from codecllm_ops.codec.coded import CodedMatrix
 from codecllm_ops.format import FORMATS as WEIGHT_FORMATS
 
 from ..nn import STREAM_NAMES, Codec, CodedModule, coded_form, dense_form, obstacle
 from ..nn.codec import check_format
-from .report import CODED, SKIPPED, STORED, TIED, CompressionReport, LayerReport
-from .select import Predicate
+from .plugins import after_compressing
+from .report import CODED, OTHER, SKIPPED, STORED, TIED, CompressionReport, LayerReport
+from .select import Predicate, kept_dense
+from .skeleton import compressed_memory, resident_bytes
 
 _CODED_DTYPES = {f.dtype for f in WEIGHT_FORMATS.values() if f.dtype != torch.int8}
 
@@ -47,12 +50,15 @@ def compress_model_weights(
         progress: called after each weight.
 
     Returns:
-        Sizes per layer and in total. A weight that would not shrink stays dense ("stored").
+        Sizes of everything in the model. A weight that would not shrink stays dense ("stored").
 
     Raises:
-        ValueError: the model has no module that can be compressed, or the format is unknown.
+        ValueError: the model has no module that can be compressed, is itself an nn.Linear or
+            nn.Embedding, or the format is unknown.
     """
     check_format(format)
+    if isinstance(model, nn.Linear | nn.Embedding):
+        raise ValueError(_one_module(model))
     codec = codec or Codec()
     start = time.perf_counter()
     layers: list[LayerReport] = []
@@ -67,7 +73,23 @@ def compress_model_weights(
         add(*_compress_group(model, names, codec, format, should_compress, exact))
     if not any(layer.status in (CODED, STORED) for layer in layers):
         raise ValueError(_nothing_to_compress(model, layers))
-    return CompressionReport(format, tuple(layers), time.perf_counter() - start)
+    memory = compressed_memory(model, {x.name: x.reason for x in layers if x.status != CODED})
+    layers += _others(model, layers)
+    if any(layer.status == CODED for layer in layers):
+        for attach in after_compressing:
+            attach(model)
+    return CompressionReport(format, tuple(layers), time.perf_counter() - start, memory=memory)
+
+
+def _one_module(model: nn.Module) -> str:
+    """A module cannot be replaced in place where nothing holds it."""
+    if isinstance(model, CodedModule):
+        return f"this {type(model).__name__} is compressed already"
+    name = "CompressedLinear" if isinstance(model, nn.Linear) else "CompressedEmbedding"
+    return (
+        f"the model is itself an {type(model).__name__}, and nothing holds it in which it could be "
+        f"replaced: use codecllm.{name}(module)"
+    )
 
 
 def _weight_groups(model: nn.Module) -> list[list[str]]:
@@ -94,12 +116,12 @@ def _compress_group(
         (r for n, m in modules.items() if (r := _refusal(model, n, m, should_compress))), ""
     )
     if reason:
-        return _reports(modules, SKIPPED, reason=reason)
+        return _reports(modules, SKIPPED, reason)
     weight = modules[names[0]].weight
     coded = codec.encode_matrix(weight, format)
     if coded.nbytes >= weight.nbytes:
-        return _reports(modules, STORED, reason="coding does not shrink it")
-    reports = _reports(modules, CODED, coded.nbytes, coded.info.fmt.name)
+        return _reports(modules, STORED, "coding does not shrink it")
+    reports = _reports(modules, CODED, coded=coded)
     dtype, owner, replaced = weight.dtype, None, {}
     streams = dict(zip(STREAM_NAMES, coded.tensors(), strict=True))
     for name, module in modules.items():
@@ -117,38 +139,48 @@ def _refusal(
         return "should_compress said no"
     if module.weight.dtype not in _CODED_DTYPES:
         return f"{module.weight.dtype} is not a coded dtype"
-    if kept_dense(model, name):
-        return "the model keeps it in float32 and asks for its dtype"
     if module.weight.numel() == 0:
         return "no weights"
-    return obstacle(module) or ""
+    return kept_dense(model, name) or obstacle(module) or ""
 
 
 def _reports(
-    modules: dict[str, nn.Module],
-    status: str,
-    coded_bytes: int | None = None,
-    weight_format: str = "",
-    reason: str = "",
+    modules: dict[str, nn.Module], status: str, reason: str = "", coded: CodedMatrix | None = None
 ) -> list[LayerReport]:
     reports: list[LayerReport] = []
     for name, module in modules.items():
-        w = module.weight
-        dense = w.numel() * w.element_size()
-        reports.append(
-            LayerReport(
-                name,
-                type(module).__name__,
-                tuple(w.shape),
-                str(w.dtype).removeprefix("torch."),
-                TIED if reports else status,
-                dense,
-                dense if coded_bytes is None else coded_bytes,
-                weight_format,
-                f"shares the weight of {reports[0].name}" if reports else reason,
-            )
+        layer = LayerReport.of(
+            name,
+            module.weight.shape,
+            module.weight.dtype,
+            TIED if reports else status,
+            kind=type(module).__name__,
+            coded_bytes=coded.nbytes if coded else None,
+            weight_format=coded.info.fmt.name if coded else "",
+            reason=f"shares the weight of {reports[0].name}" if reports else reason,
+            memory_bytes=resident_bytes(coded) if coded else None,
         )
+        reports.append(layer)
     return reports
+
+
+def _others(model: nn.Module, layers: list[LayerReport]) -> Iterator[LayerReport]:
+    """Everything else that the model holds: parameters and buffers that are no candidates."""
+    named = {layer.name for layer in layers}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, CodedModule):
+            own = [("bias", module._parameters.get("bias"))]
+        else:
+            own = [*module._parameters.items(), *module._buffers.items()]
+        for part, tensor in own:
+            if tensor is None or id(tensor) in seen or (part == "weight" and name in named):
+                continue
+            seen.add(id(tensor))
+            full = f"{name}.{part}" if name else part
+            yield LayerReport.of(
+                full, tensor.shape, tensor.dtype, OTHER, kind=type(module).__name__
+            )
 
 
 def _nothing_to_compress(model: nn.Module, layers: list[LayerReport]) -> str:
@@ -164,16 +196,6 @@ def _nothing_to_compress(model: nn.Module, layers: list[LayerReport]) -> str:
         "no compressible layer: weights are coded where a module is an nn.Linear or nn.Embedding, "
         f"and this model has them in {', '.join(kinds) or 'no module'}"
     )
-
-
-def kept_dense(model: nn.Module, name: str) -> bool:
-    """Whether a transformers model lists this module as one that has to keep its dtype.
-
-    The code of such models casts x to `weight.dtype` (T5), which is uint8 once it is coded.
-    """
-    attributes = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
-    listed = [part for a in attributes for part in getattr(model, a, None) or ()]
-    return any(f".{part}." in f".{name}." for part in listed)
 
 
 def decompress_model(model: nn.Module) -> nn.Module:
@@ -196,7 +218,9 @@ def decompress_modules(model: nn.Module, names: Iterable[str]) -> None:
     """Replaces some compressed modules by their dense form; all of a tied group, or none."""
     groups: dict[int, list[str]] = {}
     for name in names:
-        groups.setdefault(id(model.get_submodule(name).weight), []).append(name)
+        # Not `.weight`: what stands for the stream there is another object each time.
+        stream = model.get_submodule(name)._parameters["weight"]
+        groups.setdefault(id(stream), []).append(name)
     for group in groups.values():
         replaced: dict[int, nn.Module] = {}
         weight: nn.Parameter | None = None

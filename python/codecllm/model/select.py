@@ -1,4 +1,4 @@
-"""Which modules to compress: predicates `(full name, module) -> bool` to pass or to combine."""
+"""Which modules to compress: predicates `(full name, module) -> bool`, and what a model forbids."""
 
 from __future__ import annotations
 
@@ -39,3 +39,14 @@ def by_regex(include: str | None = None, exclude: str | None = None) -> Predicat
 def all_of(*predicates: Predicate) -> Predicate:
     """Modules that every predicate accepts."""
     return lambda name, module: all(p(name, module) for p in predicates)
+
+
+def kept_dense(model: nn.Module, name: str) -> str:
+    """Why a transformers model needs the dense weight of a module, as it says itself; or "".
+
+    The code of such models casts x to `weight.dtype` (T5), which is uint8 once it is coded.
+    """
+    attributes = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+    listed = [part for a in attributes for part in getattr(model, a, None) or ()]
+    kept = any(f".{part}." in f".{name}." for part in listed)
+    return "the model keeps it in float32 and asks for its dtype" if kept else ""

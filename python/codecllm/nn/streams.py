@@ -245,8 +245,8 @@ class CodedModule(nn.Module):
         )
 
     def dense_weight(self) -> torch.Tensor:
-        """[rows, cols]: the original bits for lossless formats, integer * scale for int8."""
-        return self.decode(None if self.coded.info.scale is None else self.dense_dtype)
+        """[rows, cols] of the dense dtype: in that of the original its bits; int8 times scale."""
+        return self.decode(self.dense_dtype)
 
     def _counted(self, vectors: int, run: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Runs and adds to the statistics. Eager only: it reads the clock."""
