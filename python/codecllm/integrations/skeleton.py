@@ -29,10 +29,10 @@ def build(folder: Path) -> Skeleton:
         dtype = getattr(config, "dtype", None) or torch.float32
         with torch.device("meta"):
             model = cls._from_config(config, dtype=dtype)
-    for name, parameter in model.named_parameters():
-        kept = loaded_dtype(model, name, parameter)
-        if kept != parameter.dtype:
-            parameter.data = parameter.data.to(kept)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        kept = loaded_dtype(model, name, tensor)
+        if kept != tensor.dtype:
+            tensor.data = tensor.data.to(kept)
     return Skeleton(model, key_finder(model))
 
 

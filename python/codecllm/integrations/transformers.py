@@ -86,11 +86,12 @@ class CodecllmQuantizer(HfQuantizer):
         self._heads: dict[str, tuple[Head, str]] = {}  # by module: head, "file: tensor"
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
-        method = self.quantization_config.original.get("quantization_config")
-        if method:
+        quantized = self.quantization_config.original.get("quantization_config")
+        if quantized:
+            method = quantized.get("quant_method")
             raise ValueError(
-                f"the original is quantized with {method.get('quant_method')}, whose modules cannot "
-                "multiply with coded weights: decode them while loading, with "
+                f"the original is quantized with {method}, whose modules cannot multiply with "
+                "coded weights: decode them while loading, with "
                 'codecllm.load_compressed_model(folder, mode="disk"), or write the original again, '
                 "with `codecllm decompress`"
             )

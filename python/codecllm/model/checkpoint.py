@@ -295,11 +295,16 @@ def _check_index(folder: Path, where: dict[str, TensorFile]) -> None:
             raise CorruptStreamError(f"{folder}: {missing[0]} is in {INDEX} but in no shard")
 
 
-def refusal(entry: Entry, model_type: str, skip: re.Pattern[str] | None) -> str | None:
+def refusal(
+    entry: Entry, model_type: str, skip: re.Pattern[str] | None, *, loads_coded: bool = True
+) -> str | None:
     """Why a tensor of a checkpoint is not coded; "" means it is; None: it is no candidate.
 
     Names and shapes decide, so that no model needs to be built: a candidate is a floating
     `*.weight` with two dimensions.
+
+    Args:
+        loads_coded: False where all is decoded before a module sees it: then any matrix will do.
     """
     if not entry.name.endswith(".weight") or len(entry.shape) != 2:
         return None
@@ -307,11 +312,12 @@ def refusal(entry: Entry, model_type: str, skip: re.Pattern[str] | None) -> str 
         return None
     if skip is not None and skip.search(entry.name):
         return "--skip"
-    for pattern, reason in _NOT_OURS:
-        if pattern.search(entry.name):
-            return reason
-    if model_type in _CONV1D_MODELS and _CONV1D.search(entry.name):
-        return "Conv1D, not nn.Linear"
+    if loads_coded:
+        for pattern, reason in _NOT_OURS:
+            if pattern.search(entry.name):
+                return reason
+        if model_type in _CONV1D_MODELS and _CONV1D.search(entry.name):
+            return "Conv1D, not nn.Linear"
     if entry.numel < MIN_WEIGHTS:
         return f"fewer than {MIN_WEIGHTS} weights"
     return ""

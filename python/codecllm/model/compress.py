@@ -73,7 +73,9 @@ def compress_model_weights(
         add(*_compress_group(model, names, codec, format, should_compress, exact))
     if not any(layer.status in (CODED, STORED) for layer in layers):
         raise ValueError(_nothing_to_compress(model, layers))
-    memory = compressed_memory(model, {x.name: x.reason for x in layers if x.status != CODED})
+    memory = compressed_memory(
+        model, {x.name: x.reason for x in layers if x.status in (SKIPPED, STORED)}
+    )
     layers += _others(model, layers)
     if any(layer.status == CODED for layer in layers):
         for attach in after_compressing:

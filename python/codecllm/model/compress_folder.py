@@ -88,7 +88,7 @@ def compress_checkpoint(
                 "would round it again"
             )
         refuse_nesting(source.folder, dst)
-        skeleton, unknown = build_skeleton(source.folder)
+        skeleton, unknown = skeleton_of(source)
         plan = _plan(source, pattern, skeleton)
         others, left_out = other_files(source)
         options = {"format": format, "skip": pattern and pattern.pattern, **codec.__dict__}
@@ -146,6 +146,13 @@ def _plan(
     return plan
 
 
+def skeleton_of(source: Checkpoint) -> tuple[Skeleton | None, str]:
+    """As build_skeleton(); none of a quantized original, whose modules never get streams."""
+    if source.is_fp8:
+        return None, "an fp8 original is decoded while it loads, and is the plain model then"
+    return build_skeleton(source.folder)
+
+
 def candidates(
     source: Checkpoint, skip: re.Pattern[str] | None, skeleton: Skeleton | None
 ) -> dict[str, str]:
@@ -153,7 +160,8 @@ def candidates(
     model_type = str(source.config.get("model_type", ""))
     plan = {}
     for name in source.where:
-        reason = refusal(source.entry(name), model_type, skip)
+        entry = source.entry(name)
+        reason = refusal(entry, model_type, skip, loads_coded=not source.is_fp8)
         if reason == "" and skeleton is not None:
             reason = skeleton.refusal(name)
         if reason is not None:

@@ -16,10 +16,10 @@ import codecllm_ops
 
 from ..nn import Codec
 from .checkpoint import REPORT, Checkpoint
-from .compress_folder import candidates, skip_pattern
+from .compress_folder import candidates, skeleton_of, skip_pattern
 from .folder_files import Meter, Progress, other_files
 from .report import CODED, OTHER, SKIPPED, STORED, CompressionReport, LayerReport
-from .skeleton import build_skeleton, resident_bytes
+from .skeleton import resident_bytes
 
 _SAMPLE_WEIGHTS = 1 << 19
 _SAMPLE_PIECES = 8
@@ -216,7 +216,7 @@ def estimate_checkpoint(
     with Checkpoint(src) as source:
         source.require_dense()
         meter = Meter(source, progress)
-        skeleton, unknown = build_skeleton(source.folder)
+        skeleton, unknown = skeleton_of(source)
         plan = candidates(source, pattern, skeleton)
         for name in source.where:
             layers.append(_estimated(source, name, plan.get(name), codec, format))

@@ -66,7 +66,7 @@ class Skeleton:
                 continue
             obstacles = (obstacle(m) or kept_dense(self.model, n) for n, m in holders[id(weight)])
             if layer.status != CODED:
-                reasons[id(weight)] = layer.reason
+                reasons.update({id(weight): layer.reason} if layer.reason else {})
             elif reason := next(filter(None, obstacles), ""):
                 reasons[id(weight)] = f"decoded after loading, {reason}"
             else:

@@ -87,6 +87,7 @@ DEEPSEEK = {
     "n_group": 1,
     "topk_group": 1,
 }
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 IDS = torch.tensor([[5, 6, 7, 8, 9, 100, 101, 3]])
 
 
@@ -127,8 +128,7 @@ class Architecture:
         head: the Auto class that makes the model.
         options: of the configuration.
         inputs: what forward gets; floating ones are cast to the model's dtype.
-        refused: pattern of the sentence with which compressing ends.
-        quick: also in the short run.
+        dtypes: that the dense model itself runs in on a CPU.
     """
 
     kind: str
@@ -136,15 +136,14 @@ class Architecture:
     options: dict[str, Any] = field(default_factory=lambda: SIZES)
     inputs: Callable[[], dict[str, torch.Tensor]] = text
     name: str = ""
-    refused: str = ""
-    quick: bool = False
+    dtypes: tuple[torch.dtype, ...] = DTYPES
 
     def __str__(self) -> str:
         return self.name or self.kind
 
 
-def _causal(kind: str, quick: bool = False, **options: Any) -> Architecture:
-    return Architecture(kind, options={**SIZES, **options}, quick=quick)
+def _causal(kind: str, **options: Any) -> Architecture:
+    return Architecture(kind, options={**SIZES, **options})
 
 
 def _masked(kind: str, **options: Any) -> Architecture:
@@ -155,18 +154,18 @@ def _seq2seq(kind: str, **options: Any) -> Architecture:
     return Architecture(kind, "AutoModelForSeq2SeqLM", {**SEQ2SEQ, **options}, two_texts)
 
 
-def _vision(kind: str, quick: bool = False, **options: Any) -> Architecture:
-    return Architecture(kind, "AutoModel", {**VISION, **options}, image, quick=quick)
+def _vision(kind: str, **options: Any) -> Architecture:
+    return Architecture(kind, "AutoModel", {**VISION, **options}, image)
 
 
-def _other(kind: str, quick: bool = False, **options: Any) -> Architecture:
+def _other(kind: str, **options: Any) -> Architecture:
     """A causal model whose configuration has names of its own."""
-    return Architecture(kind, options={"vocab_size": 128, **options}, quick=quick)
+    return Architecture(kind, options={"vocab_size": 128, **options})
 
 
 TRANSFORMERS = [
     # ---- decoders ----
-    _causal("llama", quick=True),
+    _causal("llama"),
     _causal("mistral"),
     _causal("qwen2", tie_word_embeddings=True),
     _causal("qwen3"),
@@ -174,7 +173,7 @@ TRANSFORMERS = [
     _causal("smollm3", tie_word_embeddings=True),
     _causal("gemma"),
     _causal("gemma2"),
-    _causal("gemma3_text", quick=True),
+    _causal("gemma3_text"),
     _causal("phi"),
     _causal("phi3"),
     _causal("starcoder2"),
@@ -185,8 +184,8 @@ TRANSFORMERS = [
     _causal("nemotron"),
     _causal("gpt_neox"),
     _causal("persimmon"),
-    _other("falcon", True, hidden_size=64, num_hidden_layers=2, num_attention_heads=4),
-    _other("gpt2", True, n_embd=64, n_layer=2, n_head=4, n_positions=64),
+    _other("falcon", hidden_size=64, num_hidden_layers=2, num_attention_heads=4),
+    _other("gpt2", n_embd=64, n_layer=2, n_head=4, n_positions=64),
     _other("gpt_bigcode", n_embd=64, n_layer=2, n_head=4, n_positions=64),
     _other("gptj", n_embd=64, n_layer=2, n_head=4, n_positions=64, rotary_dim=8),
     _other("codegen", n_embd=64, n_layer=2, n_head=4, n_positions=64, rotary_dim=8),
@@ -202,7 +201,7 @@ TRANSFORMERS = [
     _other("mpt", d_model=64, n_heads=4, n_layers=2, max_seq_len=64),
     _other("xglm", d_model=64, ffn_dim=128, num_layers=2, attention_heads=4),
     # ---- mixtures of experts ----
-    _causal("mixtral", quick=True, num_local_experts=4),
+    _causal("mixtral", num_local_experts=4),
     _causal("qwen2_moe", **MOE, shared_expert_intermediate_size=64),
     _causal("qwen3_moe", **MOE),
     _causal("olmoe", num_experts=4, num_experts_per_tok=2),
@@ -210,12 +209,14 @@ TRANSFORMERS = [
     Architecture("deepseek_v2", options=DEEPSEEK),
     Architecture("deepseek_v3", options=DEEPSEEK),
     # ---- states instead of attention ----
-    _other("mamba", True, hidden_size=64, state_size=8, num_hidden_layers=2, time_step_rank=8),
+    _other("mamba", hidden_size=64, state_size=8, num_hidden_layers=2, time_step_rank=8),
     _other(
         "mamba2", hidden_size=64, state_size=16, num_hidden_layers=2, head_dim=16, num_heads=8,
         n_groups=1, expand=2, chunk_size=8,
     ),
-    _other("rwkv", hidden_size=64, attention_hidden_size=64, num_hidden_layers=2, context_length=64),
+    _other(
+        "rwkv", hidden_size=64, attention_hidden_size=64, num_hidden_layers=2, context_length=64,
+    ),
     _causal(
         "jamba", attn_layer_period=2, attn_layer_offset=1, expert_layer_period=2,
         expert_layer_offset=1, num_experts=2, mamba_d_state=8, mamba_d_conv=4, mamba_expand=2,
@@ -223,7 +224,7 @@ TRANSFORMERS = [
     ),
     _causal("recurrent_gemma", lru_width=64, block_types=["recurrent", "attention"]),
     # ---- encoders and decoders ----
-    Architecture("t5", "AutoModelForSeq2SeqLM", T5, two_texts, quick=True),
+    Architecture("t5", "AutoModelForSeq2SeqLM", T5, two_texts),
     Architecture("mt5", "AutoModelForSeq2SeqLM", T5, two_texts),
     _seq2seq("bart"),
     _seq2seq("marian"),
@@ -236,12 +237,16 @@ TRANSFORMERS = [
         mel_and_text,
     ),
     # ---- encoders ----
-    Architecture("bert", "AutoModelForMaskedLM", ENCODER, quick=True),
+    Architecture("bert", "AutoModelForMaskedLM", ENCODER),
     _masked("roberta"),
     _masked("electra", embedding_size=64),
     _masked("albert", embedding_size=64),
     _masked("modernbert", cls_token_id=1, sep_token_id=2),
-    _masked("deberta", pos_att_type=["c2p", "p2c"], relative_attention=True),
+    Architecture(
+        "deberta", "AutoModelForMaskedLM",
+        {**ENCODER, "pos_att_type": ["c2p", "p2c"], "relative_attention": True},
+        dtypes=(torch.float32,),  # it scales by a float32 tensor
+    ),
     _masked("deberta-v2", pos_att_type=["c2p", "p2c"], relative_attention=True,
             position_buckets=32, norm_rel_ebd="layer_norm", share_att_key=True),
     _masked("mpnet"),
