@@ -124,6 +124,19 @@ def test_from_a_folder(folders, row, dtype):
             assert report.memory.bytes == held_bytes(model)
 
 
+@every_architecture
+def test_saved_from_memory(tmp_path, row):
+    dtype = row.dtypes[0]
+    model = build(row, dtype)
+    expected = run(model, row)
+    codecllm.compress_model_weights(model)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = getattr(transformers, row.head).from_pretrained(tmp_path / "saved", dtype=dtype)
+    codecllm.set_exact(loaded)
+    assert any(isinstance(m, CodedModule) for m in loaded.modules())
+    assert_equal(run(loaded.eval(), row), expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "name",

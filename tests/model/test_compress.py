@@ -38,8 +38,9 @@ def test_tied_weights_share_their_streams_and_count_once(tied):
     assert isinstance(tied.embed, CompressedEmbedding) and isinstance(tied.head, CompressedLinear)
     for name in codecllm.nn.STREAM_NAMES:
         assert getattr(tied.embed, name) is getattr(tied.head, name)
-    assert [x.status for x in report.layers] == ["coded", "tied", "coded", "coded"]
-    assert report.dense_bytes == 2 * (96 * 64 + 2 * 64 * 64)
+    statuses = [x.status for x in report.layers]
+    assert statuses == ["coded", "tied", "coded", "coded", "other", "other"]
+    assert report.dense_bytes == 2 * (96 * 64 + 2 * 64 * 64 + 2 * 64)
     tied.half()
     assert tied.embed.weight is tied.head.weight
 
@@ -90,10 +91,11 @@ def test_report_adds_up_and_survives_json(tied):
     report = codecllm.compress_model_weights(tied)
     data = json.loads(report.to_json())
     coded = [x for x in data["layers"] if x["status"] == "coded"]
-    assert data["coded_bytes"] == sum(x["coded_bytes"] for x in coded)
-    held = {p.data_ptr(): p.nbytes for n, p in tied.named_parameters() if "bias" not in n}
+    biases = [x for x in data["layers"] if x["status"] == "other"]
+    assert data["coded_bytes"] == sum(x["coded_bytes"] for x in coded + biases)
+    held = {p.data_ptr(): p.nbytes for p in tied.parameters()}
     assert sum(held.values()) == report.coded_bytes
-    assert codecllm.CompressionReport.from_dict(data).layers == report.layers
+    assert codecllm.CompressionReport.from_dict(data) == report
     assert "bits/weight" in report.line()
 
 
@@ -115,6 +117,33 @@ def test_nothing_to_compress_says_why(tied):
     codecllm.compress_model_weights(tied)
     with pytest.raises(ValueError, match="compressed already"):
         codecllm.compress_model_weights(tied)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(nn.Linear(64, 64), "CompressedLinear"), (nn.Embedding(64, 64), "CompressedEmbedding")],
+)
+def test_a_model_that_is_one_module_is_told_what_to_use(module, name):
+    with pytest.raises(ValueError, match=rf"use codecllm\.{name}\(module\)"):
+        codecllm.compress_model_weights(module)
+    with pytest.raises(ValueError, match="is compressed already"):
+        codecllm.compress_model_weights(getattr(codecllm, name)(module))
+
+
+def test_the_report_says_what_stays_dense_and_what_memory_it_takes():
+    model = nn.ModuleDict({"a": nn.Linear(512, 512), "b": nn.Linear(512, 512)})
+    model["c"] = nn.Conv1d(512, 512, 1)
+    report = codecllm.compress_model_weights(
+        model.to(torch.bfloat16), should_compress=codecllm.by_regex(exclude="^b$")
+    )
+    matrix = 2 * 512 * 512
+    assert report.dense_bytes == report.memory.plain_bytes == 3 * (matrix + 2 * 512)
+    assert list(report.memory.dense) == ["should_compress said no", "Conv1d", "biases"]
+    assert report.memory.dense["Conv1d"] == matrix
+    assert matrix * 2.6 < report.memory.bytes < matrix * 2.8
+    dense, memory = report.lines()[1:]
+    assert dense == "dense: 1 matrix, 0.500 MiB: should_compress said no"
+    assert memory.endswith("; dense: 0.500 should_compress said no, 0.500 Conv1d")
 
 
 class Scaled(nn.Embedding):

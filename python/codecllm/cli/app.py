@@ -176,7 +176,7 @@ def info(src: Src, as_json: Json = False) -> None:
 
 @app.command()
 def generate(
-    src: Annotated[Path, typer.Argument(help="Folder, compressed or not.")],
+    src: Annotated[Path, typer.Argument(help="Folder or hub repository, compressed or not.")],
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="May be repeated.")],
     max_new_tokens: Annotated[int, typer.Option(help="Per prompt.")] = 48,
     mode: Annotated[str, typer.Option(help="fused or disk.")] = "fused",
@@ -208,6 +208,10 @@ def generate(
         f"peak memory {result.peak_rss_bytes / 2**20:.0f} MiB",
         file=sys.stderr,
     )
+    if result.chat:
+        print(
+            "prompts went in as messages of a chat; --no-chat continues their text", file=sys.stderr
+        )
 
 
 @app.command()

@@ -18,6 +18,7 @@ from codecllm_ops.format import CorruptStreamError, Head, UnsupportedFormatError
 
 from ..nn import STREAM_DTYPES, STREAM_NAMES
 from .config_file import QUANT_METHOD, VERSION
+from .select import POSITION_TABLE
 from .tensor_file import Entry, TensorFile
 
 WEIGHTS = "model.safetensors"
@@ -34,13 +35,7 @@ _SOURCE_DTYPES = {f.dtype for f in WEIGHT_FORMATS.values() if f.dtype != torch.i
 _NOT_OURS = (
     (re.compile(r"\.experts\.\d+\."), "weights of single experts are not supported yet"),
     (re.compile(r"(^|\.)(router|gate|shared_expert_gate)\.weight$"), "a router"),
-    (
-        re.compile(
-            r"(^|\.)(wpe|embed_positions|position_embeddings?|token_type_embeddings"
-            r"|relative_attention_bias)\.weight$"
-        ),
-        "a position or type table",
-    ),
+    (POSITION_TABLE, "a position or type table"),
 )
 _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")

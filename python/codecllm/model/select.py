@@ -9,6 +9,12 @@ from torch import nn
 
 Predicate = Callable[[str, nn.Module], bool]
 
+POSITION_TABLE = re.compile(
+    r"(^|\.)(wpe|embed_positions|position_embeddings?|token_type_embeddings"
+    r"|relative_attention_bias)\.weight$"
+)
+"""Small tables that models of transformers read, slice and initialise in ways of their own."""
+
 
 def by_size(min_weights: int) -> Predicate:
     """Modules whose weight has at least this many elements."""
@@ -42,11 +48,14 @@ def all_of(*predicates: Predicate) -> Predicate:
 
 
 def kept_dense(model: nn.Module, name: str) -> str:
-    """Why a transformers model needs the dense weight of a module, as it says itself; or "".
+    """Why a transformers model needs the dense weight of a module, or "".
 
-    The code of such models casts x to `weight.dtype` (T5), which is uint8 once it is coded.
+    Small tables by their names, and what the model lists to be kept in float32: the code of such
+    models casts x to `weight.dtype` (T5).
     """
     attributes = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+    if hasattr(model, "_init_weights") and POSITION_TABLE.search(f"{name}.weight"):
+        return "a position or type table"
     listed = [part for a in attributes for part in getattr(model, a, None) or ()]
     kept = any(f".{part}." in f".{name}." for part in listed)
     return "the model keeps it in float32 and asks for its dtype" if kept else ""
