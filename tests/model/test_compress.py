@@ -146,6 +146,17 @@ def test_the_report_says_what_stays_dense_and_what_memory_it_takes():
     assert memory.endswith("; dense: 0.500 should_compress said no, 0.500 Conv1d")
 
 
+def test_what_inference_mode_compressed_can_be_trained_through(tied, ids):
+    with torch.inference_mode():
+        codecllm.compress_model_weights(tied)
+    tied(ids).float().sum().backward()
+    assert tied.blocks[0]["q_proj"].bias.grad.abs().sum() > 0
+    with torch.inference_mode():
+        codecllm.decompress_model(tied)
+    tied(ids).float().sum().backward()
+    assert not tied.head.weight.is_inference()
+
+
 class Scaled(nn.Embedding):
     def __init__(self, n, d, scale):
         super().__init__(n, d)

@@ -1,4 +1,4 @@
-"""What lies beside the weights of a folder: other weights, adapters, cards, fields of the config."""
+"""What lies beside the weights of a folder: other weights, adapters, cards, the config."""
 
 from __future__ import annotations
 

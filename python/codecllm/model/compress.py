@@ -28,6 +28,7 @@ from .skeleton import compressed_memory, resident_bytes
 _CODED_DTYPES = {f.dtype for f in WEIGHT_FORMATS.values() if f.dtype != torch.int8}
 
 
+@torch.inference_mode(False)  # else streams would be inference tensors, which autograd cannot save
 def compress_model_weights(
     model: nn.Module,
     codec: Codec | None = None,
@@ -200,6 +201,7 @@ def _nothing_to_compress(model: nn.Module, layers: list[LayerReport]) -> str:
     )
 
 
+@torch.inference_mode(False)
 def decompress_model(model: nn.Module) -> nn.Module:
     """Replaces every compressed module by its dense form, in place; streams are freed on the way.
 
