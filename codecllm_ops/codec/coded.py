@@ -15,6 +15,8 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from ..format.errors import CorruptStreamError
 from ..format.head import MAX_SEGMENTS, ROW_SCALE, TENSOR_SCALE, Head
 from ..format.layout import LANES, STREAM_ALIGN, STREAM_PAD, TILE_ROWS, ceil_div, record_ints
+from ..format.layout_word import CODINGS, Layout
+from .operand import Operand
 from .tables import runtime_table
 
 PARTS = {
@@ -23,28 +25,6 @@ PARTS = {
     "index": torch.int32,
     "head": torch.uint8,
 }
-
-
-STORED_BIT = 18
-SCALE_KIND_SHIFT = 19
-LAYOUT_BITS = 0xFFFF_001F_FFFF  # those with a meaning; kernels refuse all others
-
-
-def pack_layout(head: Head) -> int:
-    """What kernels must know on the host, in one integer (an op argument; not on the wire).
-
-    Bits 0..7 format id, 8..11 scale_bits, 12..16 len_bits, 17 predictor, 18 stored,
-    19..20 scale kind, 32..47 tile_cols.
-    """
-    return (
-        head.fmt.id
-        | head.scale_bits << 8
-        | head.len_bits << 12
-        | head.predictor << 17
-        | head.stored << STORED_BIT
-        | head.scale_kind << SCALE_KIND_SHIFT
-        | head.tile_cols << 32
-    )
 
 
 @contextmanager
@@ -121,9 +101,32 @@ class CodedMatrix:
         """All that is stored, in bytes."""
         return sum(t.numel() * t.element_size() for t in self.tensors())
 
+    @property
+    def coding(self) -> str:
+        """What the tensors hold: "rans" or "stored"."""
+        return self.info.coding
+
     @cached_property
     def layout(self) -> int:
         return pack_layout(self.info)
+
+    @cached_property
+    def operand(self) -> Operand:
+        """The arguments of the ops.
+
+        Raises:
+            CorruptStreamError: the index has another size than the head says.
+        """
+        info = self.info
+        if self.index.numel() != info.index_ints:
+            raise CorruptStreamError(
+                f"index: {self.index.numel()} values, the head says {info.index_ints}"
+            )
+        with lasting():
+            index = self.index.view(info.index_shape)
+        return Operand(
+            self.stream, self.raw, index, self.table, self.scale, info.rows, info.cols, self.layout
+        )
 
     @cached_property
     def table(self) -> torch.Tensor:
@@ -141,12 +144,12 @@ class CodedMatrix:
 
     def prepare(self) -> CodedMatrix:
         """Builds now what the first use builds otherwise: torch.compile cannot while it traces."""
-        _ = self.layout, self.table, self.scale
+        _ = self.operand
         return self
 
     @property
     def prepared(self) -> bool:
-        return {"info", "layout", "table", "scale"} <= self.__dict__.keys()
+        return "operand" in self.__dict__
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         return self.stream, self.raw, self.index, self.head
@@ -297,6 +300,18 @@ class CodedMatrix:
         )
         raw = torch.cat([p.raw for p in parts])
         return CodedMatrix.build(head, torch.cat(streams), raw, np.concatenate(records), device)
+
+
+def pack_layout(head: Head) -> int:
+    """The op argument `layout`."""
+    return Layout(
+        head.fmt.id,
+        CODINGS.index(head.coding),
+        head.scale_bits,
+        head.predictor,
+        head.scale_kind,
+        head.tile_cols,
+    ).pack()
 
 
 def _as_tensor(buffer, dtype: torch.dtype) -> torch.Tensor:

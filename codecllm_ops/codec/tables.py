@@ -108,7 +108,12 @@ def slot_table(segment: Segment, scale_bits: int) -> np.ndarray:
 
 
 def runtime_table(head: Head) -> np.ndarray:
-    """Slot tables of all segments as kernels want them: int32 [segments, 8 + 2^scale_bits]."""
+    """Slot tables of all segments as kernels want them: int32 [segments, 8 + 2^scale_bits].
+
+    [0, 0] for a stored matrix.
+    """
+    if head.stored:
+        return np.zeros((0, 0), np.int32)
     out = np.zeros((len(head.segments), TABLE_HEADER + (1 << head.scale_bits)), np.uint32)
     row = tile_row = 0
     for line, s in zip(out, head.segments, strict=True):

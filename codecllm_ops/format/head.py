@@ -67,12 +67,22 @@ class Head:
         return Grid(self.fmt, tuple(s.rows for s in self.segments), self.cols, self.tile_cols)
 
     @property
+    def coding(self) -> str:
+        return "stored" if self.stored else "rans"
+
+    @property
     def raw_bytes(self) -> int:
         return self.grid.raw_bytes
 
     @property
     def index_ints(self) -> int:
-        return self.grid.tiles * record_ints(self.len_bits)
+        tiles, values = self.index_shape
+        return tiles * values
+
+    @property
+    def index_shape(self) -> tuple[int, int]:
+        """Tiles, and int32 values of a record."""
+        return (0, 0) if self.stored else (self.grid.tiles, record_ints(self.len_bits))
 
     def with_crcs(self, stream, raw, index) -> Head:
         """The same head for these three buffers (anything zlib.crc32 takes)."""

@@ -20,8 +20,25 @@ class Plane:
 
 
 @dataclass(frozen=True)
+class Float:
+    """Words are IEEE-like numbers: sign, exponent, mantissa."""
+
+    exponent: int
+    mantissa: int
+    has_inf: bool = True  # the highest exponent is infinity and NaN; else all ones alone are NaN
+
+
+@dataclass(frozen=True)
+class Integer:
+    """Words are integers of a step, which is the matrix's scale."""
+
+
+@dataclass(frozen=True)
 class WeightFormat:
-    """A word of which `coded_bits` from bit `coded_shift` of its (high) half on are coded."""
+    """A word of which `coded_bits` from bit `coded_shift` of its (high) half on are coded.
+
+    Kernels distinguish formats by these numbers and by their kind, never by id.
+    """
 
     id: int
     name: str
@@ -30,6 +47,12 @@ class WeightFormat:
     coded_shift: int
     coded_bits: int
     flip: int = 0
+    kind: Float | Integer = Integer()
+
+    @property
+    def scaled(self) -> bool:
+        """Whether a matrix may have scales."""
+        return isinstance(self.kind, Integer)
 
     @property
     def word_bytes(self) -> int:
@@ -66,11 +89,21 @@ def _split(raw: int):
 FORMATS: dict[str, WeightFormat] = {
     f.name: f
     for f in (
-        WeightFormat(1, "bf16", torch.bfloat16, 16, coded_shift=7, coded_bits=8),
-        WeightFormat(2, "fp16", torch.float16, 16, coded_shift=10, coded_bits=5),
-        WeightFormat(3, "fp32", torch.float32, 32, coded_shift=7, coded_bits=8),
-        WeightFormat(4, "fp8_e4m3", torch.float8_e4m3fn, 8, coded_shift=3, coded_bits=4),
-        WeightFormat(5, "fp8_e5m2", torch.float8_e5m2, 8, coded_shift=2, coded_bits=5),
+        WeightFormat(1, "bf16", torch.bfloat16, 16, coded_shift=7, coded_bits=8, kind=Float(8, 7)),
+        WeightFormat(2, "fp16", torch.float16, 16, coded_shift=10, coded_bits=5, kind=Float(5, 10)),
+        WeightFormat(3, "fp32", torch.float32, 32, coded_shift=7, coded_bits=8, kind=Float(8, 23)),
+        WeightFormat(
+            4,
+            "fp8_e4m3",
+            torch.float8_e4m3fn,
+            8,
+            coded_shift=3,
+            coded_bits=4,
+            kind=Float(4, 3, has_inf=False),
+        ),
+        WeightFormat(
+            5, "fp8_e5m2", torch.float8_e5m2, 8, coded_shift=2, coded_bits=5, kind=Float(5, 2)
+        ),
         WeightFormat(6, "int8", torch.int8, 8, coded_shift=4, coded_bits=4, flip=0x80),
     )
 }
@@ -85,8 +118,25 @@ def by_id(format_id: int) -> WeightFormat:
 
 
 def by_dtype(dtype: torch.dtype) -> WeightFormat:
+    """The format that a dtype has unless another one is asked for: the first of the table."""
     for f in FORMATS.values():
         if f.dtype == dtype:
             return f
     known = ", ".join(str(f.dtype) for f in FORMATS.values())
     raise UnsupportedFormatError(f"no weight format codes {dtype}; coded dtypes: {known}")
+
+
+def choose(name: str | None, dtype: torch.dtype) -> WeightFormat:
+    """The format called `name`, or that of the dtype.
+
+    Raises:
+        UnsupportedFormatError: no such format, or its words are of another dtype.
+    """
+    if name is None:
+        return by_dtype(dtype)
+    found = FORMATS.get(name)
+    if found is None:
+        raise UnsupportedFormatError(f"weight format {name!r} is unknown: {', '.join(FORMATS)}")
+    if found.dtype != dtype:
+        raise UnsupportedFormatError(f"weight format {name} codes {found.dtype}, not {dtype}")
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..codec.coded import CodedMatrix
+from ..codec.operand import Operand
 from ..format.errors import CorruptStreamError
 
 
@@ -53,16 +54,25 @@ def encode(
     return coded.prepare() if type(coded.head) is torch.Tensor else coded
 
 
-def decode(coded: CodedMatrix, dtype: torch.dtype | None = None) -> torch.Tensor:
+def decode(
+    coded: CodedMatrix, dtype: torch.dtype | None = None, *, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """Decodes to [N, K] on the coded matrix's device.
 
     Args:
         dtype: None gives the coded dtype, bit for bit; else scaled (int8) in float32 and cast.
+        out: [N, K], filled and returned; its dtype decides as `dtype` does. Contiguous and of the
+            coded dtype it is decoded into; else a dense copy of the coded dtype exists meanwhile.
 
     Raises:
+        RuntimeError: `out` has another shape or device.
         CorruptStreamError: the streams do not end as the encoder began.
     """
-    return translated(torch.ops.codecllm.decode, *_args(coded), *_shape(coded), dtype=dtype)
+    if out is None:
+        return translated(torch.ops.codecllm.decode, *_operand(coded), dtype=dtype)
+    if dtype not in (None, out.dtype):
+        raise ValueError(f"decode: dtype={dtype}, but `out` is {out.dtype}")
+    return translated(torch.ops.codecllm.decode.out, *_operand(coded), out=out)
 
 
 def decode_linear(
@@ -77,16 +87,14 @@ def decode_linear(
     Returns:
         [..., N] of x's dtype, accumulated in float32.
     """
-    return translated(torch.ops.codecllm.decode_linear, x, *_args(coded), bias, *_shape(coded))
+    return translated(torch.ops.codecllm.decode_linear, x, *_operand(coded), bias)
 
 
 def decode_rows(
     ids: torch.Tensor, coded: CodedMatrix, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """Rows `ids` (int64 or int32, any shape) of the matrix: [*ids.shape, K]. See decode."""
-    return translated(
-        torch.ops.codecllm.decode_rows, ids, *_args(coded), *_shape(coded), dtype=dtype
-    )
+    return translated(torch.ops.codecllm.decode_rows, ids, *_operand(coded), dtype=dtype)
 
 
 def quantize_int8(weight: torch.Tensor, per: str = "row") -> tuple[torch.Tensor, torch.Tensor]:
@@ -115,14 +123,10 @@ def quantize_int8(weight: torch.Tensor, per: str = "row") -> tuple[torch.Tensor,
     return q.to(torch.int8), scale
 
 
-def _args(c: CodedMatrix):
+def _operand(c: CodedMatrix) -> Operand:
     if torch.compiler.is_compiling() and not c.prepared:
         raise RuntimeError("codecllm: call prepare() on a CodedMatrix before it is compiled")
-    return c.stream, c.raw, c.index, c.table, c.scale
-
-
-def _shape(c: CodedMatrix):
-    return c.info.rows, c.info.cols, c.layout
+    return c.operand
 
 
 def translated(op, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""Implementations, fakes, autograd and FLOP formulas of the public ops."""
+"""Implementations, fakes and FLOP formulas of the public ops; derivatives are in autograd.py."""
 
 from __future__ import annotations
 
@@ -6,114 +6,100 @@ import math
 import warnings
 
 import torch
-from torch._functorch.autograd_function import enable_single_level_autograd_function
-from torch.autograd import forward_ad
-from torch.library import Library, get_ctx, register_fake, register_vmap
+from torch.library import Library, get_ctx, register_fake
 from torch.utils.flop_counter import register_flop_formula
 
 from ..codec import encoder
-from ..codec.coded import SCALE_KIND_SHIFT, STORED_BIT
-from ..format.head import NO_SCALE, ROW_SCALE
-from ..format.weight_formats import by_id
-from .registry import backend_for, backend_for_encoding, on_change, overridden
+from ..codec.operand import Operand
+from ..format import scales
+from ..format.layout_word import Layout
+from . import checks, registry
+from .registry import backend_for, backend_for_encoding
 from .schema import LIBRARY
 
-_SCALED_AT_ONCE = 1 << 24  # weights
-ACTIVATIONS = (torch.float32, torch.bfloat16, torch.float16)
+# ---- decode -------------------------------------------------------------------------------------
 
 
-def _same_device(op: str, stream: torch.Tensor, **others) -> None:
-    for name, t in others.items():
-        if t is not None and t.device != stream.device:
-            raise RuntimeError(
-                f"codecllm::{op}: {name} is on {t.device}, the coded matrix on {stream.device}"
-            )
+def _dtype_of(coded: Operand) -> torch.dtype:
+    return Layout.unpack(coded.layout).fmt.dtype
 
 
-def _check_scale(op: str, scale: torch.Tensor | None, rows: int, layout: int) -> None:
-    """What csrc/torch/ops_cpu.cpp checks as well."""
-    kind = layout >> SCALE_KIND_SHIFT & 3
-    if (scale is None) != (kind == NO_SCALE):
-        raise RuntimeError(f"codecllm::{op}: scale missing or not wanted")
-    n = rows if kind == ROW_SCALE else 1
-    if scale is not None and (scale.dtype != torch.float32 or scale.shape != (n,)):
-        raise RuntimeError(
-            f"codecllm::{op}: scale is {scale.dtype} {list(scale.shape)}, not torch.float32 [{n}]"
-        )
+def _decode_words(coded: Operand, out: torch.Tensor) -> torch.Tensor:
+    """Fills `out`, [rows, cols] of the coded dtype, contiguous, with the words."""
+    if out.numel():
+        backend_for(out.device).decode_into(coded, out.view(torch.uint8))
+    return out
 
 
-def _finish(words, scale, rows, cols, layout, dtype):
-    """Bytes [rows, cols * b] to the weight format's dtype, or scaled and cast to `dtype`."""
-    native = by_id(layout & 0xFF).dtype
-    out = words.view(native) if words.numel() else words.new_empty((rows, cols), dtype=native)
-    if dtype is None or (dtype == native and scale is None):
-        return out
+def _converted(words: torch.Tensor, scale: torch.Tensor | None, out: torch.Tensor) -> torch.Tensor:
     if scale is None:
-        return out.to(dtype)
-    scale = scale.expand(rows)[:, None]
-    scaled = out.new_empty((rows, cols), dtype=dtype)
-    # In blocks: float32 in between would be four times the words.
-    block = max(1, _SCALED_AT_ONCE // max(1, cols))
-    for begin in range(0, rows, block):
-        some = slice(begin, begin + block)
-        scaled[some] = out[some].to(torch.float32) * scale[some]
-    return scaled
+        return out.copy_(words)
+    return scales.apply(words, scale, out)
 
 
-def _decode(stream, raw, index, table, scale, rows, cols, layout, dtype=None):
-    _same_device("decode", stream, raw=raw, index=index, table=table, scale=scale)
-    _check_scale("decode", scale, rows, layout)
-    backend = backend_for(stream.device)
-    words = backend.decode_words(stream, raw, index, table, rows, cols, layout)
-    return _finish(words, scale, rows, cols, layout, dtype)
+def _decode(*args):
+    coded, dtype = Operand.leading(args)
+    checks.same_device("decode", coded)
+    checks.scale_fits("decode", coded)
+    native = _dtype_of(coded)
+    words = coded.stream.new_empty((coded.rows, coded.cols), dtype=native)
+    _decode_words(coded, words)
+    if dtype is None or (dtype == native and coded.scale is None):
+        return words
+    return _converted(words, coded.scale, words.new_empty(words.shape, dtype=dtype))
 
 
-def _decode_rows(ids, stream, raw, index, table, scale, rows, cols, layout, dtype=None):
-    _same_device("decode_rows", stream, ids=ids, raw=raw, index=index, table=table, scale=scale)
-    _check_scale("decode_rows", scale, rows, layout)
-    if ids.dtype not in (torch.int64, torch.int32):
-        raise RuntimeError(f"codecllm::decode_rows: ids are {ids.dtype}, not int64 or int32")
+def _decode_out(*args, out):
+    coded = Operand(*args)
+    checks.same_device("decode", coded, out=out)
+    checks.scale_fits("decode", coded)
+    checks.out_fits(coded, out)
+    native = _dtype_of(coded)
+    if out.dtype == native and coded.scale is None and out.is_contiguous():
+        return _decode_words(coded, out)
+    words = out.new_empty(out.shape, dtype=native)
+    return _converted(_decode_words(coded, words), coded.scale, out)
+
+
+def _decode_rows(ids, *args):
+    coded, dtype = Operand.leading(args)
+    checks.same_device("decode_rows", coded, ids=ids)
+    checks.scale_fits("decode_rows", coded)
+    checks.ids_fit(ids)
     flat = ids.reshape(-1).to(torch.int64).contiguous()
-    backend = backend_for(stream.device)
-    words = backend.decode_rows_words(flat, stream, raw, index, table, rows, cols, layout)
-    if scale is not None and scale.numel() > 1:
-        scale = scale[flat.clamp(0, rows - 1)]  # what is outside was said, or is all ones
-    return _finish(words, scale, flat.numel(), cols, layout, dtype).view(*ids.shape, cols)
+    found = backend_for(ids.device).decode_rows_words(flat, coded)
+    native = _dtype_of(coded)
+    shape = flat.numel(), coded.cols
+    words = found.view(native) if found.numel() else found.new_empty(shape, dtype=native)
+    if dtype is not None and (dtype != native or coded.scale is not None):
+        scale = scales.rows_of(coded.scale, flat, coded.rows)
+        words = _converted(words, scale, words.new_empty(shape, dtype=dtype))
+    return words.view(*ids.shape, coded.cols)
 
 
-def _check_linear(x, stream, table, scale, bias, rows, cols, layout):
-    """What csrc/torch/linear_args.h checks as well."""
-    _same_device("decode_linear", stream, x=x, table=table, scale=scale, bias=bias)
-    if x.dtype not in ACTIVATIONS:
-        raise RuntimeError(f"codecllm::decode_linear: x is {x.dtype}, not one of {ACTIVATIONS}")
-    if x.dim() < 1 or x.shape[-1] != cols:
-        raise RuntimeError(
-            f"codecllm::decode_linear: the last dimension of x must be {cols}: {list(x.shape)}"
-        )
-    if bias is not None and (bias.dtype != x.dtype or bias.shape != (rows,)):
-        raise RuntimeError(
-            f"codecllm::decode_linear: bias is {bias.dtype} {list(bias.shape)}, "
-            f"not {x.dtype} [{rows}]"
-        )
-    _check_scale("decode_linear", scale, rows, layout)
+# ---- decode_linear ------------------------------------------------------------------------------
 
 
-def _decode_then_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout):
+def _decode_then_linear(x, *args):
     """decode, then F.linear: what runs where no fused kernel does."""
-    _check_linear(x, stream, table, scale, bias, rows, cols, layout)
-    weight = _decode(stream, raw, index, table, scale, rows, cols, layout, x.dtype)
-    return torch.nn.functional.linear(x, weight, bias)
+    coded, bias = Operand.leading(args)
+    checks.product_fits(x, coded, bias)
+    return torch.nn.functional.linear(x, _decode(*coded, x.dtype), bias)
 
 
-def _decode_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout):
+def _decode_linear(x, *args):
     """The fused kernel of a backend in Python, or decode and F.linear."""
-    fused = getattr(backend_for(stream.device), "decode_linear", None)
-    if fused is not None:
-        _check_linear(x, stream, table, scale, bias, rows, cols, layout)
-        y = fused(x, stream, raw, index, table, scale, bias, rows, cols, layout)
+    coded, bias = Operand.leading(args)
+    backend = backend_for(coded.stream.device)
+    if backend.fuses:
+        checks.product_fits(x, coded, bias)
+        y = backend.decode_linear(x, coded, bias)
         if y is not None:
             return y
-    return _decode_then_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout)
+    return _decode_then_linear(x, *args)
+
+
+# ---- encode -------------------------------------------------------------------------------------
 
 
 def _encode(weight, scale=None, *, tile_cols=None, scale_bits=11, predictor="none",
@@ -130,8 +116,11 @@ def _encode(weight, scale=None, *, tile_cols=None, scale_bits=11, predictor="non
     return coded.tensors()
 
 
+# ---- registration -------------------------------------------------------------------------------
+
 LIBRARY.impl("encode", _encode, "CompositeExplicitAutograd")
 LIBRARY.impl("decode", _decode, "CompositeExplicitAutograd")
+LIBRARY.impl("decode.out", _decode_out, "CompositeExplicitAutograd")
 LIBRARY.impl("decode_rows", _decode_rows, "CompositeExplicitAutograd")
 # Where a compiled kernel passes: on a GPU that it has no code for Triton may have one.
 LIBRARY.impl("_decode_then_linear", _decode_linear, "CompositeExplicitAutograd")
@@ -147,7 +136,7 @@ def _rebind() -> None:
     if _override is not None:
         _override._destroy()
         _override = None
-    if keys := overridden():
+    if keys := registry.overridden():
         _override = Library("codecllm", "IMPL")
         with warnings.catch_warnings():  # that a kernel is overridden: it is meant
             warnings.simplefilter("ignore")
@@ -155,7 +144,7 @@ def _rebind() -> None:
                 _override.impl("decode_linear", _decode_linear, key)
 
 
-on_change(_rebind)
+registry.on_change(_rebind)
 
 
 @register_fake("codecllm::encode", lib=LIBRARY)
@@ -167,144 +156,40 @@ def _(weight, scale=None, *, tile_cols=None, scale_bits=11, predictor="none", al
 
 
 @register_fake("codecllm::decode", lib=LIBRARY)
-def _(stream, raw, index, table, scale, rows, cols, layout, dtype=None):
-    _same_device("decode", stream, raw=raw, index=index, table=table, scale=scale)
-    return stream.new_empty((rows, cols), dtype=dtype or by_id(layout & 0xFF).dtype)
+def _(*args, **kwargs):
+    coded, dtype = Operand.leading(args, **kwargs)
+    checks.same_device("decode", coded)
+    return coded.stream.new_empty((coded.rows, coded.cols), dtype=dtype or _dtype_of(coded))
+
+
+@register_fake("codecllm::decode.out", lib=LIBRARY)
+def _(*args, out):
+    coded = Operand(*args)
+    checks.same_device("decode", coded, out=out)
+    checks.out_fits(coded, out)
+    return out
 
 
 @register_fake("codecllm::decode_rows", lib=LIBRARY)
-def _(ids, stream, raw, index, table, scale, rows, cols, layout, dtype=None):
-    _same_device("decode_rows", stream, ids=ids, raw=raw, index=index, table=table, scale=scale)
-    return stream.new_empty((*ids.shape, cols), dtype=dtype or by_id(layout & 0xFF).dtype)
+def _(ids, *args, **kwargs):
+    coded, dtype = Operand.leading(args, **kwargs)
+    checks.same_device("decode_rows", coded, ids=ids)
+    return coded.stream.new_empty((*ids.shape, coded.cols), dtype=dtype or _dtype_of(coded))
 
 
-def _fake_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout):
-    _same_device("decode_linear", stream, x=x, raw=raw, index=index, table=table, scale=scale)
-    _same_device("decode_linear", stream, bias=bias)
-    torch._check(x.shape[-1] == cols, lambda: f"decode_linear: x {list(x.shape)}, cols {cols}")
-    return x.new_empty((*x.shape[:-1], rows))
+def _fake_linear(x, *args):
+    coded, bias = Operand.leading(args)
+    checks.same_device("decode_linear", coded, x=x, bias=bias)
+    torch._check(
+        x.shape[-1] == coded.cols, lambda: f"decode_linear: x {list(x.shape)}, cols {coded.cols}"
+    )
+    return x.new_empty((*x.shape[:-1], coded.rows))
 
 
 register_fake("codecllm::decode_linear", _fake_linear, lib=LIBRARY)
 
 
-def _below_autograd(keyset, *args):
-    with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.codecllm.decode_linear.default.redispatch(
-            keyset & torch._C._after_autograd_keyset, *args
-        )
-
-
-class _DifferentiableLinear(torch.autograd.function._SingleLevelFunction):
-    """decode_linear with derivatives in x and bias.
-
-    _SingleLevelFunction, not Function: below a transform of torch.func this runs once per level,
-    on tensors of that level, and the dispatcher goes on to the next. Function would start the
-    transforms anew.
-    """
-
-    @staticmethod
-    def forward(keyset, *args):
-        # Autograd switches both off for a forward, but the levels below take derivatives too.
-        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
-            return _below_autograd(keyset, *args)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        _, _, stream, raw, index, table, scale, _, *ctx.call = inputs
-        # Streams only: the backward pass decodes again, nothing dense is kept.
-        ctx.save_for_backward(stream, raw, index, table, scale)
-        ctx.save_for_forward(stream, raw, index, table, scale)
-        ctx.out = output.shape, output.dtype
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad_x = grad_bias = None
-        _, need_x, *_, need_bias, _, _, _ = ctx.needs_input_grad
-        if need_x:
-            weight = torch.ops.codecllm.decode(*ctx.saved_tensors, *ctx.call, dtype=grad.dtype)
-            grad_x = grad @ weight
-        if need_bias:
-            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
-        return None, grad_x, None, None, None, None, None, grad_bias, None, None, None
-
-    @staticmethod
-    def jvp(ctx, _keyset, x_tangent, *others):
-        """Linear in x and bias: the tangent of x takes the same way."""
-        *_, bias_tangent, _, _, _ = others
-        if x_tangent is None:
-            return bias_tangent.expand(ctx.out[0]).clone()
-        streams = ctx.saved_tensors
-        return torch.ops.codecllm.decode_linear(x_tangent, *streams, bias_tangent, *ctx.call)
-
-
-def _autograd_linear(keyset, *args):
-    x, bias = args[0], args[6]
-    wanted = torch.is_grad_enabled() and (
-        x.requires_grad or (bias is not None and bias.requires_grad)
-    )
-    # Compiled code enters a level of forward mode without this number; its transforms are active.
-    forward = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-    if wanted or forward:
-        with enable_single_level_autograd_function():
-            return _DifferentiableLinear.apply(keyset, *args)
-    return _below_autograd(keyset, *args)
-
-
-LIBRARY.impl("decode_linear", _autograd_linear, "Autograd", with_keyset=True)
-
-
-def _refuse_batched_matrix(op: str, in_dims) -> None:
-    if any(dim is not None for dim in in_dims):
-        raise NotImplementedError(
-            f"codecllm::{op}: torch.func.vmap over the coded matrix or its scales; one matrix for "
-            "all samples is supported, vmap over "
-            + ("ids" if op == "decode_rows" else "x and bias")
-        )
-
-
-@register_vmap("codecllm::decode_linear", lib=LIBRARY)
-def _(info, in_dims, x, stream, raw, index, table, scale, bias, rows, cols, layout):
-    x_dim, *coded_dims, bias_dim = in_dims[:7]
-    _refuse_batched_matrix("decode_linear", coded_dims)
-    streams = stream, raw, index, table, scale
-    rank = x.dim() - (x_dim is not None)  # of one sample
-    if x_dim is not None:
-        x = x.movedim(x_dim, 0)
-    if bias_dim is None:
-        return torch.ops.codecllm.decode_linear(x, *streams, bias, rows, cols, layout), 0
-    y = torch.ops.codecllm.decode_linear(x, *streams, None, rows, cols, layout)
-    return y + bias.movedim(bias_dim, 0).reshape(info.batch_size, *[1] * (rank - 1), rows), 0
-
-
-@register_vmap("codecllm::decode_rows", lib=LIBRARY)
-def _(info, in_dims, ids, *args, **kwargs):
-    ids_dim, *coded_dims = in_dims[:6]
-    _refuse_batched_matrix("decode_rows", coded_dims)
-    return torch.ops.codecllm.decode_rows(ids.movedim(ids_dim, 0), *args, **kwargs), 0
-
-
-def _autocast_linear(device: str):
-    """Casts x and bias as autocast does for F.linear; scales stay float32."""
-
-    def call(x, stream, raw, index, table, scale, bias, rows, cols, layout):
-        dtype = torch.get_autocast_dtype(device)
-        with torch.autocast(device, enabled=False):
-            return torch.ops.codecllm.decode_linear(
-                x.to(dtype), stream, raw, index, table, scale,
-                None if bias is None else bias.to(dtype), rows, cols, layout,
-            )  # fmt: skip
-
-    return call
-
-
-LIBRARY.impl("decode_linear", _autocast_linear("cpu"), "AutocastCPU")
-LIBRARY.impl("decode_linear", _autocast_linear("cuda"), "AutocastCUDA")
-
-
 @register_flop_formula(torch.ops.codecllm.decode_linear)
-def _flops(x_shape, stream, raw, index, table, scale, bias, rows, cols, layout, *args, **kwargs):
+def _flops(x_shape, *args, **kwargs):
+    rows = args[Operand._fields.index("rows")]
     return 2 * math.prod(x_shape) * rows
-
-
-assert STORED_BIT == 18  # csrc/torch/coded_args.h reads the same bit

@@ -1,4 +1,4 @@
-"""Which backend runs where, and why. Loads the compiled libraries if there are any.
+"""Which backend runs where, and why.
 
 Environment:
     CODECLLM_BACKEND  auto (default), cpu, cuda, triton or reference. An explicit wish that cannot
@@ -9,155 +9,55 @@ Environment:
 
 from __future__ import annotations
 
-import functools
-import importlib
 import os
-import re
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
+from dataclasses import dataclass, field
 
 import torch
 
-from ..codec.coded import STORED_BIT
-from . import schema  # noqa: F401  (a compiled library implements ops that must exist)
-from .backends import reference
-from .backends.layout import Layout
-from .backends.stored import stored_rows
+from . import backends
+from .backends import Backend, DenseKernels
+from .backends.compiled import CompiledBackend
+from .backends.cpu import CPU
 
-BACKENDS = ("auto", "cpu", "cuda", "triton", "reference")
-MIN_ARCH = (7, 5)  # of an NVIDIA GPU, for the CUDA kernels and for Triton
-MIN_TRITON = (3, 6)
+_DEVICE_TYPES = ("cpu", "cuda")
+_BACKENDS = backends.table()
+_REFERENCE = _BACKENDS["reference"]
+NAMES = ("auto", *_BACKENDS)
 
 
 class BackendUnavailableError(RuntimeError):
     """An explicitly requested backend or instruction set is not there; the message says why."""
 
 
-class _Compiled:
-    """The compiled kernels behind the same functions as backends/reference.py. The dispatcher
-    chooses between the CPU's and CUDA's; decode_linear it calls itself."""
-
-    @staticmethod
-    def _ops():
-        return torch.ops.codecllm
-
-    def decode_words(self, *args):
-        return self._ops()._decode_words(*args)
-
-    def decode_rows_words(self, ids, stream, raw, index, table, rows, cols, layout):
-        if ids.is_cuda and layout >> STORED_BIT & 1:
-            row_bytes = cols * Layout.unpack(layout).fmt.word_bytes
-            return stored_rows(ids, stream, rows, row_bytes, _checking)
-        return self._ops()._decode_rows_words(ids, stream, raw, index, table, rows, cols, layout)
-
-    def count_values(self, *args):
-        return self._ops()._count_values(*args)
-
-    def count_pairs(self, *args):
-        return self._ops()._count_pairs(*args)
-
-    def encode_tiles(self, *args):
-        return self._ops()._encode_tiles(*args)
+@dataclass
+class _State:
+    wish: str = "auto"
+    checking: bool = False
+    of_type: dict[str, Backend] = field(default_factory=dict)  # by kind of device
+    of_device: dict[torch.device, Backend] = field(default_factory=dict)
 
 
-_COMPILED = _Compiled()
-_HOW_TO_COMPILE = {
-    "cpu": "reinstall with a C++ compiler and `pip install --no-build-isolation`",
-    "cuda": "reinstall with nvcc and a CUDA build of torch, `pip install --no-build-isolation`",
-}
-
-_wish = "auto"
-_cpu: _Compiled | ModuleType = reference  # for tensors on the CPU
-_cuda: _Compiled | ModuleType = reference  # for tensors on a GPU
-_checking = False
+_state = _State()
 _rebind: Callable[[], None] = lambda: None  # noqa: E731  (kernels.py sets it)
 
 
-# ---- what there is ------------------------------------------------------------------------------
-
-
-@functools.cache
-def _problem_of_library(backend: str, name: str) -> str | None:
-    """Loads a compiled library; what stands in the way, or None."""
-    if backend == "cuda" and torch.version.cuda is None:
-        return "this torch is no CUDA build"
-    library = Path(__file__).parents[1] / name
-    if not library.exists():
-        return f"not compiled: {_HOW_TO_COMPILE[backend]}"
-    try:
-        torch.ops.load_library(str(library))
-    except OSError as error:
-        return f"{library.name} does not load: {error}"
-    return None
-
-
-def _problem_of_cpu() -> str | None:
-    return _problem_of_library("cpu", "_C.so")
-
-
-def _problem_of_cuda() -> str | None:
-    return _problem_of_library("cuda", "_C_cuda.so")
-
-
-@functools.cache
-def _problem_of_triton() -> str | None:
-    need = ".".join(map(str, MIN_TRITON))
-    try:
-        version = str(importlib.import_module("triton").__version__)
-    except Exception as error:  # whatever a broken installation raises
-        return f"Triton {need} or later is needed: pip install 'triton>={need}' ({error})"
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    if numbers is None or tuple(map(int, numbers.groups())) < MIN_TRITON:
-        return f"Triton {version} is too old: {need} or later is needed"
-    if not _gpu_or_interpreter():
-        return "torch sees no GPU"
-    try:
-        _triton()
-    except Exception as error:
-        return f"Triton {version} does not take the kernels: {error}"
-    return None
-
-
-def _gpu_or_interpreter() -> bool:
-    """Asked before Triton is imported, which takes a while."""
-    return torch.cuda.is_available() or _interpreting()
-
-
-def _interpreting() -> bool:
-    """TRITON_INTERPRET=1: Triton's kernels run on CPU tensors, for tests."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def _triton() -> ModuleType:
-    return importlib.import_module("..backends.triton", __name__)
-
-
-@functools.cache
-def _too_old(index: int | None) -> str | None:
-    """Why neither CUDA kernels nor Triton run on a GPU; None if they do."""
-    if torch.version.hip:
-        return None
-    have = torch.cuda.get_device_capability(index)
-    if have >= MIN_ARCH:
-        return None
-    return (
-        f"{torch.cuda.get_device_name(index)} is sm_{have[0]}{have[1]}, the kernels need "
-        f"sm_{MIN_ARCH[0]}{MIN_ARCH[1]} or later: pure torch decodes on it"
-    )
-
-
-@functools.cache
-def _no_code(index: int | None) -> str | None:
-    """Why the CUDA library does not run on a GPU that is not too old; None if it does."""
-    if torch.ops.codecllm._has_code(torch.cuda.current_device() if index is None else index):
-        return None
-    have = torch.cuda.get_device_capability(index)
-    return f"the CUDA library has no code for sm_{have[0]}{have[1]}: reinstall with its toolkit"
-
-
 # ---- what is chosen -----------------------------------------------------------------------------
+
+
+def _wished(wish: str, device_type: str) -> Backend | None:
+    """The backend that an explicit wish means for a kind of device; None leaves it to `auto`."""
+    if wish == "auto":
+        return None
+    if _BACKENDS[wish].handles(device_type):
+        return _BACKENDS[wish]
+    # "cpu" asks for no kernels of our own on a GPU; "cuda" and "triton" say nothing of the CPU.
+    return _REFERENCE if wish == "cpu" else None
+
+
+def _automatic(device_type: str) -> Backend:
+    candidates = (b for b in _BACKENDS.values() if b.volunteers(device_type))
+    return next((b for b in candidates if b.absence() is None), _REFERENCE)
 
 
 def _demand(problem: str | None, name: str) -> None:
@@ -176,55 +76,49 @@ def use_backend(name: str = "auto") -> str:
     Raises:
         BackendUnavailableError: the backend is not there, and why.
     """
-    global _wish, _cpu, _cuda
-    if name not in BACKENDS:
-        raise BackendUnavailableError(
-            f"CODECLLM_BACKEND={name} is not one of {', '.join(BACKENDS)}"
-        )
-    cpu: _Compiled | ModuleType = reference
-    cuda: _Compiled | ModuleType = reference
-    if name == "cpu":
-        _demand(_problem_of_cpu(), name)
-    if name == "cuda":
-        _demand(_problem_of_cuda(), name)
-        _demand(None if torch.cuda.is_available() else "torch sees no GPU", name)
-    if name == "triton":
-        _demand(_problem_of_triton(), name)
-    if name != "reference" and _problem_of_cpu() is None:
-        cpu = _COMPILED
-    if name in ("auto", "cuda") and _problem_of_cuda() is None:
-        cuda = _COMPILED
-    elif name == "triton" or (
-        name == "auto" and _gpu_or_interpreter() and _problem_of_triton() is None
-    ):
-        cuda = _triton()
-        if name == "triton" and _interpreting():
-            cpu = cuda
-    before, _wish, _cpu, _cuda = _wish, name, cpu, cuda
+    global _state
+    if name not in NAMES:
+        raise BackendUnavailableError(f"CODECLLM_BACKEND={name} is not one of {', '.join(NAMES)}")
+    if name != "auto":
+        _demand(_BACKENDS[name].demanded(), name)
+    chosen = {t: _wished(name, t) or _automatic(t) for t in _DEVICE_TYPES}
+    before, _state = _state, _State(name, _state.checking, chosen)
     _rebind()
-    if _cuda is not reference:
-        _apply_check()
-    return before
+    _apply_check()
+    return before.wish
 
 
-def backend_for(device: torch.device) -> _Compiled | ModuleType:
-    """Module or object with the functions of backends/reference.py."""
-    if device.type == "cpu":
-        return _cpu
-    if device.type == "cuda" and _too_old(device.index) is None:
-        if _cuda is not _COMPILED or _no_code(device.index) is None:
-            return _cuda
-        if _wish == "cuda":
-            _demand(_no_code(device.index), "cuda")
-        return reference if _problem_of_triton() else _triton()
-    return reference
+def backend_for(device: torch.device) -> Backend:
+    """The backend that decodes on a device.
+
+    Raises:
+        BackendUnavailableError: an explicit wish does not run on this very device.
+    """
+    found = _state.of_device.get(device)
+    if found is None:
+        found = _state.of_device[device] = _choose(device)
+    return found
 
 
-def backend_for_encoding() -> _Compiled | ModuleType:
+def _choose(device: torch.device) -> Backend:
+    first = _state.of_type.get(device.type, _REFERENCE)
+    problem = first.problem_on(device)
+    if problem is None:
+        return first
+    if first.name == _state.wish:
+        _demand(problem, first.name)
+    others = (b for b in _BACKENDS.values() if b.volunteers(device.type) and b is not first)
+    runs = (b for b in others if b.absence() is None and b.problem_on(device) is None)
+    return next(runs, _REFERENCE)
+
+
+def backend_for_encoding() -> DenseKernels:
     """What encodes: there are no encoders for GPUs."""
-    if _cpu is _COMPILED or _cpu is reference:
-        return _cpu
-    return _COMPILED if compiled_cpu() else reference
+    if _state.of_type["cpu"].encoder is not None:
+        return _state.of_type["cpu"].encoder
+    found = next(b.encoder for b in _BACKENDS.values() if b.encoder and b.problem() is None)
+    assert found is not None
+    return found
 
 
 def on_change(rebind: Callable[[], None]) -> None:
@@ -236,17 +130,12 @@ def on_change(rebind: Callable[[], None]) -> None:
 
 def overridden() -> list[str]:
     """Dispatch keys whose compiled decode_linear is loaded but not wanted."""
-    keys = []
-    if _loaded("cpu") and _cpu is not _COMPILED:
-        keys.append("CPU")
-    if _loaded("cuda") and _cuda is not _COMPILED:
-        keys.append("CUDA")
-    return keys
+    compiled = (b for b in _BACKENDS.values() if isinstance(b, CompiledBackend) and b.loaded)
+    unwanted = (b for b in compiled if b not in _state.of_type.values())
+    return [b.dispatch_key for b in unwanted if b.dispatch_key]
 
 
-def _loaded(backend: str) -> bool:
-    key = {"cpu": "CPU", "cuda": "CUDA"}[backend]
-    return torch._C._dispatch_has_kernel_for_dispatch_key("codecllm::_decode_words", key)
+# ---- checking, instruction sets -----------------------------------------------------------------
 
 
 def set_check(on: bool = True) -> bool:
@@ -258,19 +147,18 @@ def set_check(on: bool = True) -> bool:
     Raises:
         BackendUnavailableError: there are no kernels for GPUs.
     """
-    global _checking
-    if _cuda is reference:
-        raise BackendUnavailableError(f"no kernels for GPUs: {_missing()['cuda']}")
-    before, _checking = _checking, on
+    if _state.of_type["cuda"] is _REFERENCE:
+        reason = _missing().get("cuda", "none were asked for")
+        raise BackendUnavailableError(f"no kernels for GPUs: {reason}")
+    before, _state.checking = _state.checking, on
     _apply_check()
     return before
 
 
 def _apply_check() -> None:
-    if _loaded("cuda"):
-        torch.ops.codecllm._set_check(_checking)
-    if "codecllm_ops.ops.backends.triton" in sys.modules:
-        _triton().set_check(_checking)
+    """To all, because a GPU that the first choice does not run on gets another."""
+    for backend in _BACKENDS.values():
+        backend.set_check(_state.checking)
 
 
 def select_cpu_isa(name: str = "") -> None:
@@ -281,60 +169,59 @@ def select_cpu_isa(name: str = "") -> None:
     """
     if not compiled_cpu():
         raise BackendUnavailableError(f"no compiled CPU kernels: {_missing()['cpu']}")
-    if not torch.ops.codecllm._select_isa(name):
-        have = torch.ops.codecllm._available_isas()
+    if not CPU.select_isa(name):
+        have = " ".join(CPU.details()["cpu_isas"])
         raise BackendUnavailableError(f"no CPU kernels for {name!r} here; there are: {have}")
 
 
 def compiled_cpu() -> bool:
-    return _loaded("cpu")
+    return CPU.loaded
+
+
+# ---- what there is ------------------------------------------------------------------------------
 
 
 def _missing() -> dict[str, str]:
     """What does not run, and why: what stands in the way, or that it was not asked for."""
     found = {}
-    if _cpu is not _COMPILED:
-        found["cpu"] = f"CODECLLM_BACKEND={_wish}" if _wish == "reference" else _problem_of_cpu()
-    if _cuda is not _COMPILED:
-        unasked = _wish in ("reference", "cpu", "triton")
-        found["cuda"] = f"CODECLLM_BACKEND={_wish}" if unasked else _problem_of_cuda()
-    elif not torch.cuda.is_available():
-        found["cuda"] = "torch sees no GPU"
-    if _cuda is reference and _wish == "auto":
-        found["triton"] = _problem_of_triton() if _gpu_or_interpreter() else "torch sees no GPU"
-    return {k: v for k, v in found.items() if v is not None}
+    for device_type in _DEVICE_TYPES:
+        for backend in _BACKENDS.values():
+            if backend is _state.of_type[device_type]:
+                break  # those behind it are not wanted
+            if not backend.volunteers(device_type):
+                continue
+            if _wished(_state.wish, device_type) is not None:
+                found[backend.name] = f"CODECLLM_BACKEND={_state.wish}"
+            elif reason := backend.absence():
+                found[backend.name] = reason
+    return found
 
 
 def backend_info() -> dict:
     """What runs where, and the reason for everything that is missing."""
-    info = {"requested": _wish, "cpu": _name(_cpu, "cpu"), "missing": _missing()}
-    if compiled_cpu():
-        info["cpu_isa"] = torch.ops.codecllm._isa()
-        info["cpu_isas"] = torch.ops.codecllm._available_isas().split()
-    if _cuda is not _COMPILED and _cuda is not reference:
-        info["triton"] = importlib.import_module("triton").__version__
+    info = {
+        "requested": _state.wish,
+        "cpu": _state.of_type["cpu"].name,
+        "missing": _missing(),
+    }
+    running = {CPU} if compiled_cpu() else set()
+    running.add(_state.of_type["cpu"])
     if torch.cuda.is_available():
         here = torch.device("cuda", torch.cuda.current_device())
-        reason = _too_old(here.index)
-        if reason is None and _cuda is _COMPILED:
-            reason = _no_code(here.index)
-        if reason:
-            info["missing"]["cuda"] = reason
-        info["cuda"] = _name(backend_for(here), "cuda")
+        if reason := _state.of_type["cuda"].problem_on(here):
+            info["missing"][_state.of_type["cuda"].name] = reason
+        on_gpu = backend_for(here)
+        info["cuda"] = on_gpu.name
+        running.add(on_gpu)
+    for backend in running:
+        info.update(backend.details())
     return info
 
 
-def _name(backend: _Compiled | ModuleType, compiled: str) -> str:
-    if backend is _COMPILED:
-        return compiled
-    return "reference" if backend is reference else "triton"
-
-
 def _load() -> None:
-    global _checking
-    _checking = os.environ.get("CODECLLM_CHECK") == "1"
+    _state.checking = os.environ.get("CODECLLM_CHECK") == "1"
     use_backend(os.environ.get("CODECLLM_BACKEND", "auto").lower())
-    if _cpu is _COMPILED and (isa := os.environ.get("CODECLLM_CPU_ISA")):
+    if _state.of_type["cpu"] is CPU and (isa := os.environ.get("CODECLLM_CPU_ISA")):
         select_cpu_isa(isa)
 
 

@@ -1,12 +1,7 @@
 """Schemas of all ops: the one source of truth. Defined in Python, so they exist without a library.
 
-Arguments of the coded ops, after the activations:
-    stream, raw  uint8 [*]   coded and raw plane
-    index        int32 [*]   tile index
-    table        int32 [segments, 8 + 2^scale_bits]  runtime slot tables
-    scale        float32 [1] or [rows], int8 only
-    rows, cols   shape of the decoded matrix
-    layout       packed parameters (codec/coded.py: pack_layout)
+A coded matrix is eight arguments in a row, in the order of codec/operand.py: `_CODED`. In front of
+them is what is multiplied or looked up, behind them all else.
 """
 
 from __future__ import annotations
@@ -14,24 +9,26 @@ from __future__ import annotations
 import torch
 from torch.library import Library
 
-_CODED = "Tensor stream, Tensor raw, Tensor index, Tensor table, Tensor? scale"
-_SHAPE = "SymInt rows, SymInt cols, int layout"
+_CODED = (
+    "Tensor stream, Tensor raw, Tensor index, Tensor table, Tensor? scale, "
+    "SymInt rows, SymInt cols, int layout"
+)
 
 PUBLIC = {
     "encode": (
         "(Tensor weight, Tensor? scale=None, *, int? tile_cols=None, int scale_bits=11, "
         "str predictor='none', bool allow_stored=True) -> (Tensor, Tensor, Tensor, Tensor)"
     ),
-    "decode": f"({_CODED}, {_SHAPE}, ScalarType? dtype=None) -> Tensor",
-    "decode_linear": f"(Tensor x, {_CODED}, Tensor? bias, {_SHAPE}) -> Tensor",
-    "decode_rows": f"(Tensor ids, {_CODED}, {_SHAPE}, ScalarType? dtype=None) -> Tensor",
+    "decode": f"({_CODED}, ScalarType? dtype=None) -> Tensor",
+    "decode.out": f"({_CODED}, *, Tensor(a!) out) -> Tensor(a!)",
+    "decode_linear": f"(Tensor x, {_CODED}, Tensor? bias=None) -> Tensor",
+    "decode_rows": f"(Tensor ids, {_CODED}, ScalarType? dtype=None) -> Tensor",
 }
 
+# What a compiled library implements; not for users. Scales are applied in Python.
 _PLAIN = "Tensor stream, Tensor raw, Tensor index, Tensor table, int rows, int cols, int layout"
-
-# What a compiled library implements; not for users.
 INTERNAL = {
-    "_decode_words": f"({_PLAIN}) -> Tensor",
+    "_decode_into": f"({_PLAIN}, Tensor(a!) out) -> ()",
     "_decode_rows_words": f"(Tensor ids, {_PLAIN}) -> Tensor",
     "_decode_then_linear": PUBLIC["decode_linear"],
     "_count_values": "(Tensor words, int cols, int format) -> Tensor",

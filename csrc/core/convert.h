@@ -38,32 +38,82 @@ CLLM_HD float small_float_value(uint32_t bits) {
   return float_from_bits(sign | (wide + ((127 - bias) << 23)));
 }
 
+// How words of a kind become float32. A kind without one does not compile.
+template <class Kind>
+struct ValueOf;
+
+template <int E, int M, bool HasInf>
+struct ValueOf<Float<E, M, HasInf>> {
+  static CLLM_HD float get(uint32_t word) { return small_float_value<E, M, HasInf>(word); }
+};
+
+// float32 and its upper part.
+template <int M>
+struct ValueOf<Float<8, M, true>> {
+  static CLLM_HD float get(uint32_t word) { return float_from_bits(word << (23 - M)); }
+};
+
+template <int Bits>
+struct ValueOf<Integer<Bits>> {
+  static CLLM_HD float get(uint32_t word) {
+    return float(int32_t(word << (32 - Bits)) >> (32 - Bits));
+  }
+};
+
 // `half` is the (high) half of the word in bits 0..15, `low` the low half of a 32-bit word.
 template <class F>
 CLLM_HD float word_value(uint32_t half, uint32_t low = 0) {
-  if constexpr (F::fmt.id == Bf16::fmt.id) return float_from_bits(half << 16);
-  if constexpr (F::fmt.id == Fp32::fmt.id) return float_from_bits(half << 16 | low);
-  if constexpr (F::fmt.id == Fp16::fmt.id) return small_float_value<5, 10, true>(half);
-  if constexpr (F::fmt.id == Fp8E4m3::fmt.id) return small_float_value<4, 3, false>(half);
-  if constexpr (F::fmt.id == Fp8E5m2::fmt.id) return small_float_value<5, 2, true>(half);
-  if constexpr (F::fmt.id == Int8::fmt.id) return float(int8_t(half));
+  return ValueOf<typename F::Kind>::get(F::fmt.word_bits == 32 ? half << 16 | low : half);
 }
 
-// Bits of bfloat16 or float16, rounded to nearest, ties to even.
+// How float32 becomes a word of a kind, rounded to nearest, ties to even.
+template <class Kind>
+struct RoundTo;
+
+template <int E, int M>
+struct RoundTo<Float<E, M, true>> {
+  static constexpr uint32_t bias = (1u << (E - 1)) - 1, shift = 23 - M;
+  static constexpr uint32_t rebias = (127 - bias) << 23, normal_from = rebias + (1u << 23);
+  static constexpr uint32_t below_half = (1u << (shift - 1)) - 1;
+  static constexpr uint32_t infinity = ((1u << E) - 1) << M, nan = infinity | 1u << (M - 1);
+  static constexpr uint32_t overflow = (127 + bias) << 23 | ((2u << M) - 1) << (shift - 1);
+  // Added to a number whose last place is the smallest subnormal, a tiny one is rounded to it.
+  static constexpr uint32_t magic = rebias + ((24u - M) << 23);
+
+  static CLLM_HD uint32_t bits(float value) {
+    const uint32_t all = bits_from_float(value), sign = all >> 31 << (E + M);
+    const uint32_t magnitude = all & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return sign | nan;
+    if (magnitude >= overflow) return sign | infinity;
+    if (magnitude < normal_from)
+      return sign | (bits_from_float(float_from_bits(magnitude) + float_from_bits(magic)) - magic);
+    return sign | (magnitude - rebias + below_half + (magnitude >> shift & 1u)) >> shift;
+  }
+};
+
+// The upper part of float32; a NaN keeps what it has of it.
+template <int M>
+struct RoundTo<Float<8, M, true>> {
+  static constexpr uint32_t shift = 23 - M, below_half = (1u << (shift - 1)) - 1;
+  static constexpr uint32_t quiet = 1u << (M - 1);
+
+  static CLLM_HD uint32_t bits(float value) {
+    const uint32_t all = bits_from_float(value), sign = all >> 31 << (8 + M);
+    const uint32_t magnitude = all & 0x7fffffffu;
+    if (magnitude > 0x7f800000u) return sign | magnitude >> shift | quiet;
+    return sign | (magnitude + below_half + (magnitude >> shift & 1u)) >> shift;
+  }
+};
+
+template <>
+struct RoundTo<Float<8, 23, true>> {
+  static CLLM_HD uint32_t bits(float value) { return bits_from_float(value); }
+};
+
+// Bits of a word of format To, rounded to nearest, ties to even.
 template <class To>
 CLLM_HD uint32_t round_bits(float value) {
-  const uint32_t bits = bits_from_float(value), sign = bits >> 31 << 15;
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  if constexpr (To::fmt.id == Bf16::fmt.id) {
-    if (magnitude > 0x7f800000u) return sign | magnitude >> 16 | 0x40u;
-    return sign | (magnitude + 0x7fffu + (magnitude >> 16 & 1u)) >> 16;
-  } else {
-    if (magnitude > 0x7f800000u) return sign | 0x7e00u;
-    if (magnitude >= 0x477ff000u) return sign | 0x7c00u;
-    if (magnitude < (113u << 23))
-      return sign | (bits_from_float(float_from_bits(magnitude) + 0.5f) - 0x3f000000u);
-    return sign | (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
-  }
+  return RoundTo<typename To::Kind>::bits(value);
 }
 
 }  // namespace codecllm

@@ -3,12 +3,16 @@
 #pragma once
 #include <stdint.h>
 
+#include <type_traits>
+
+// Always inline: the CPU kernels compile these headers several times with different instruction
+// sets, and an out-of-line copy could be the one that this machine cannot run.
+#define CLLM_INLINE inline __attribute__((always_inline))
+
 #if defined(__CUDACC__) || defined(__HIPCC__)
 #define CLLM_HD __host__ __device__ __forceinline__
 #else
-// Always inline: the CPU kernels compile these headers several times with different instruction
-// sets, and an out-of-line copy could be the one that this machine cannot run.
-#define CLLM_HD inline __attribute__((always_inline))
+#define CLLM_HD CLLM_INLINE
 #endif
 
 namespace codecllm {
@@ -68,50 +72,84 @@ struct WeightFormat {
   CLLM_HD constexpr uint32_t value_mask() const { return (1u << coded_bits) - 1; }
 };
 
-struct Bf16 {
-  static constexpr WeightFormat fmt{1, 16, 7, 8};
-};
-struct Fp16 {
-  static constexpr WeightFormat fmt{2, 16, 10, 5};
-};
-struct Fp32 {
-  static constexpr WeightFormat fmt{3, 32, 7, 8};
-};
-struct Fp8E4m3 {
-  static constexpr WeightFormat fmt{4, 8, 3, 4};
-};
-struct Fp8E5m2 {
-  static constexpr WeightFormat fmt{5, 8, 2, 5};
-};
-struct Int8 {
-  static constexpr WeightFormat fmt{6, 8, 4, 4, 0x80};
+// Kinds: what the bits of a word mean as a number. Conversions (core/convert.h,
+// csrc/cpu/to_float.h, csrc/cuda/operand.cuh) ask for the kind and never for the format: formats
+// that code other bits of the same numbers share them.
+
+// A sign, an exponent and a mantissa. Without infinities, all ones is NaN and nothing else is.
+template <int Exponent, int Mantissa, bool HasInf>
+struct Float {
+  static constexpr int exponent = Exponent, mantissa = Mantissa;
+  static constexpr bool has_inf = HasInf;
+  static constexpr int word_bits = 1 + Exponent + Mantissa;
+  static constexpr uint32_t flip = 0;
 };
 
-// Calls f with the format of that id as a type; false if there is none.
+// An integer in two's complement, coded as the offset integer: with its sign bit flipped.
+template <int Bits>
+struct Integer {
+  static constexpr int word_bits = Bits;
+  static constexpr uint32_t flip = 1u << (Bits - 1);
+};
+
+template <class K, int Id, int CodedShift, int CodedBits>
+struct FormatOf {
+  using Kind = K;
+  static constexpr WeightFormat fmt{Id, K::word_bits, CodedShift, CodedBits, K::flip};
+
+  static_assert(Id > 0 && Id < 256, "the id is one byte of the head");
+  static_assert(K::word_bits == 8 || K::word_bits == 16 || K::word_bits == 32, "no such word");
+  static_assert(CodedBits >= 1 && CodedBits <= 8, "a literal is two values of a byte");
+  static_assert(CodedShift >= 0 && CodedShift + CodedBits <= (K::word_bits < 16 ? 8 : 16),
+                "the coded field lies in the (high) half of the word");
+};
+
+// Formats of one build alone: the fuzzer has some that the project does not have yet.
+#ifndef CLLM_MORE_FORMATS
+#define CLLM_MORE_FORMATS(FORMAT)
+#endif
+
+// The only list of weight formats in C++, equal to codecllm_ops/format/weight_formats.py.
+// FORMAT(name, id, coded_shift, coded_bits, kind); the kind comes last, for its commas.
+#define CLLM_FORMATS(FORMAT)                   \
+  FORMAT(Bf16, 1, 7, 8, Float<8, 7, true>)     \
+  FORMAT(Fp16, 2, 10, 5, Float<5, 10, true>)   \
+  FORMAT(Fp32, 3, 7, 8, Float<8, 23, true>)    \
+  FORMAT(Fp8E4m3, 4, 3, 4, Float<4, 3, false>) \
+  FORMAT(Fp8E5m2, 5, 2, 5, Float<5, 2, true>)  \
+  FORMAT(Int8, 6, 4, 4, Integer<8>)            \
+  CLLM_MORE_FORMATS(FORMAT)
+
+#define CLLM_FORMAT(name, id, coded_shift, coded_bits, ...) \
+  struct name : FormatOf<__VA_ARGS__, id, coded_shift, coded_bits> {};
+CLLM_FORMATS(CLLM_FORMAT)
+#undef CLLM_FORMAT
+
+// Whether words of both formats mean the same numbers.
+template <class A, class B>
+constexpr bool kSameKind = std::is_same_v<typename A::Kind, typename B::Kind>;
+
+// Calls f with the format of that id as a value of its type; false if there is none.
 template <class F>
 CLLM_HD bool with_format(int id, F&& f) {
   switch (id) {
-    case Bf16::fmt.id:
-      f(Bf16{});
-      return true;
-    case Fp16::fmt.id:
-      f(Fp16{});
-      return true;
-    case Fp32::fmt.id:
-      f(Fp32{});
-      return true;
-    case Fp8E4m3::fmt.id:
-      f(Fp8E4m3{});
-      return true;
-    case Fp8E5m2::fmt.id:
-      f(Fp8E5m2{});
-      return true;
-    case Int8::fmt.id:
-      f(Int8{});
-      return true;
+#define CLLM_FORMAT(name, ...) \
+  case name::fmt.id:           \
+    f(name{});                 \
+    return true;
+    CLLM_FORMATS(CLLM_FORMAT)
+#undef CLLM_FORMAT
     default:
       return false;
   }
+}
+
+// Calls f with each format, in the order of the list.
+template <class F>
+CLLM_HD void for_each_format(F&& f) {
+#define CLLM_FORMAT(name, ...) f(name{});
+  CLLM_FORMATS(CLLM_FORMAT)
+#undef CLLM_FORMAT
 }
 
 CLLM_HD constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

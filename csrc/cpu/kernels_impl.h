@@ -190,7 +190,7 @@ inline Status decode_converted(const CodedView& view, int64_t begin, int64_t end
       [&](const Tile* tiles, int count, const Prefetch* prefetch) {
         if (!decode_to_pairs<F>(view, tiles, count, prefetch, s)) return false;
         for (int t = 0; t < count; ++t) {
-          if (F::fmt.id != To::fmt.id || scale)
+          if (!kSameKind<F, To> || scale)
             convert_pairs<F, To>(tiles[t], s.pairs[t], s.low[t], scale, per_row);
           write_rows<To>(view, tiles[t], s.pairs[t], s.low[t], row0, out);
         }
@@ -320,7 +320,7 @@ inline void dot_block(const Tile& tile, const Scratch& s, int t, const LinearArg
                       int64_t k_padded, int64_t first_col, float* sums) {
   int64_t at = m * k_padded + first_col * MB;
 #ifdef __AVX512BF16__
-  if constexpr (F::fmt.id == Bf16::fmt.id)
+  if constexpr (kSameKind<F, Bf16>)
     if (a.x_is_bf16)
       return dot_bf16<MB>(tile, s.pairs[t], (const uint16_t*)a.x + at, sums + m * kLanes,
                           a.m * kLanes);
@@ -345,7 +345,7 @@ Status linear(const CodedView& view, int64_t begin, int64_t end, const LinearArg
     };
     clear();
 #ifdef __AVX512BF16__
-    if (F::fmt.id == Bf16::fmt.id && a.x_is_bf16 && a.m == 1 && !view.predictor) {
+    if (kSameKind<F, Bf16> && a.x_is_bf16 && a.m == 1 && !view.predictor) {
       auto use = [&](const Tile* tiles, int count, const Prefetch* prefetch) {
         DotSink sink;
         sink.x = (const uint16_t*)a.x + first_col(tiles[0]);

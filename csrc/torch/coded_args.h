@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "../core/coded_view.h"
+#include "../core/layout.h"
 #include "compat.h"
 
 namespace codecllm {
@@ -12,22 +13,24 @@ using torch::headeronly::ScalarType;
 using torch::headeronly::toString;
 using torch::stable::Tensor;
 
-// The op argument `layout`, packed by codecllm_ops/codec/coded.py.
-struct Layout {
-  int format, scale_bits, len_bits, predictor, scale_kind, tile_cols;
-  bool stored, known;
-  explicit Layout(int64_t v)
-      : format(v & 0xff),
-        scale_bits(v >> 8 & 0xf),
-        len_bits(v >> 12 & 0x1f),
-        predictor(v >> 17 & 1),
-        scale_kind(v >> 19 & 3),
-        tile_cols(v >> 32 & 0xffff),
-        stored(v >> 18 & 1),
-        known((v & ~int64_t(0xffff001fffff)) == 0 && scale_kind != 3) {}
-};
+// The coded arguments of an op, in the order of its schema (codecllm_ops/codec/operand.py).
+struct Operand {
+  const Tensor &stream, &raw, &index, &table;
+  int64_t rows, cols;
+  int64_t layout_word;
+  Layout layout;
 
-enum ScaleKind { kNoScale, kTensorScale, kRowScale };
+  Operand(const Tensor& stream, const Tensor& raw, const Tensor& index, const Tensor& table,
+          int64_t rows, int64_t cols, int64_t layout_word)
+      : stream(stream),
+        raw(raw),
+        index(index),
+        table(table),
+        rows(rows),
+        cols(cols),
+        layout_word(layout_word),
+        layout(layout_word) {}
+};
 
 // `like` gives the device: the CPU, or one of the GPUs.
 inline void check_tensor(const Tensor& t, ScalarType dtype, int64_t dim, const char* op,
@@ -67,10 +70,10 @@ inline int64_t tile_rows_of_table(const CodedView& v, const char* op) {
 
 // A table on a GPU is not read here: that would wait for the GPU. Kernels check what they take from
 // it; the tile rows follow from the index.
-inline int64_t tile_rows_of_index(const CodedView& v, int64_t index_values, const char* op) {
+inline int64_t tile_rows_of_index(const CodedView& v, int64_t records, const char* op) {
   const int64_t least = ceil_div(v.rows, kTileRows);
   if (v.cols == 0) return least;
-  const int64_t tile_rows = index_values / (v.col_tiles * (2 + v.len_bits));
+  const int64_t tile_rows = records / v.col_tiles;
   CLLM_CHECK(v.segments >= (v.rows > 0) && tile_rows >= least &&
                  tile_rows < least + std::max<int64_t>(v.segments, 1),
              "codecllm::", op, ": corrupt index or table: ", tile_rows, " tile rows and ",
@@ -79,12 +82,13 @@ inline int64_t tile_rows_of_index(const CodedView& v, int64_t index_values, cons
 }
 
 // Checks everything but the contents of `index` and the streams.
-inline CodedView coded_view(const Tensor& stream, const Tensor& raw, const Tensor& index,
-                            const Tensor& table, int64_t rows, int64_t cols, const Layout& layout,
-                            const char* op) {
+inline CodedView coded_view(const Operand& coded, const char* op) {
+  const Tensor &stream = coded.stream, &raw = coded.raw, &index = coded.index, &table = coded.table;
+  const int64_t rows = coded.rows, cols = coded.cols;
+  const Layout& layout = coded.layout;
   check_tensor(stream, ScalarType::Byte, 1, op, "stream", stream);
   check_tensor(raw, ScalarType::Byte, 1, op, "raw", stream);
-  check_tensor(index, ScalarType::Int, 1, op, "index", stream);
+  check_tensor(index, ScalarType::Int, 2, op, "index", stream);
   check_tensor(table, ScalarType::Int, 2, op, "table", stream);
   CLLM_CHECK(layout.known, "codecllm::", op, ": corrupt layout: unknown bits");
   // Fewer than 2^57 words: no product below can overflow.
@@ -98,7 +102,7 @@ inline CodedView coded_view(const Tensor& stream, const Tensor& raw, const Tenso
   v.cols = cols;
   v.format = layout.format;
   int bytes = word_bytes(layout.format, op);
-  if (layout.stored) {
+  if (layout.stored()) {
     CLLM_CHECK(v.stream_bytes == rows * cols * bytes, "codecllm::", op,
                ": corrupt stream: a stored matrix of ", v.stream_bytes, " bytes");
     return v;
@@ -108,20 +112,20 @@ inline CodedView coded_view(const Tensor& stream, const Tensor& raw, const Tenso
   v.table = (const uint32_t*)table.const_data_ptr<int32_t>();
   v.segments = table.size(0);
   v.scale_bits = layout.scale_bits;
-  v.len_bits = layout.len_bits;
+  v.len_bits = int(std::min<int64_t>(index.size(1), 1 << 20)) - 2;
   v.predictor = layout.predictor;
   v.tile_cols = layout.tile_cols;
   CLLM_CHECK(v.scale_bits >= kMinScaleBits && v.scale_bits <= kMaxScaleBits, "codecllm::", op,
              ": corrupt layout: scale_bits ", v.scale_bits);
-  CLLM_CHECK(v.len_bits >= 1 && v.len_bits <= 16, "codecllm::", op, ": corrupt layout: len_bits ",
-             v.len_bits);
+  CLLM_CHECK(v.len_bits >= 1 && v.len_bits <= 16, "codecllm::", op, ": corrupt index: records of ",
+             index.size(1), " values");
   CLLM_CHECK(v.tile_cols >= 16 && v.tile_cols % 16 == 0 && v.tile_cols <= kMaxTileCols,
              "codecllm::", op, ": corrupt layout: tile_cols ", v.tile_cols);
   CLLM_CHECK(table.size(1) == kTableHeader + (int64_t(1) << v.scale_bits), "codecllm::", op,
              ": corrupt table: ", table.size(1), " entries for scale_bits ", v.scale_bits);
   v.col_tiles = ceil_div(cols, v.tile_cols);
   v.tile_rows =
-      stream.is_cpu() ? tile_rows_of_table(v, op) : tile_rows_of_index(v, index.numel(), op);
+      stream.is_cpu() ? tile_rows_of_table(v, op) : tile_rows_of_index(v, index.size(0), op);
   with_format(v.format, [&](auto f) {
     constexpr WeightFormat fmt = decltype(f)::fmt;
     v.raw_tile_bytes = raw_tile_bytes(fmt, v.tile_cols / kGroupCols);
@@ -131,13 +135,20 @@ inline CodedView coded_view(const Tensor& stream, const Tensor& raw, const Tenso
   });
   CLLM_CHECK(raw.numel() == v.tile_rows * v.raw_row_bytes, "codecllm::", op,
              ": corrupt raw plane: ", raw.numel(), " bytes, not ", v.tile_rows * v.raw_row_bytes);
-  CLLM_CHECK(index.numel() == v.tile_rows * v.col_tiles * (2 + v.len_bits), "codecllm::", op,
-             ": corrupt index: ", index.numel(), " values, not ",
-             v.tile_rows * v.col_tiles * (2 + v.len_bits));
+  CLLM_CHECK(index.size(0) == v.tile_rows * v.col_tiles, "codecllm::", op,
+             ": corrupt index: ", index.size(0), " records, not ", v.tile_rows * v.col_tiles);
   // Kernels fetch a few words beyond the last tile.
   CLLM_CHECK(!v.tile_rows || !v.col_tiles || v.stream_bytes >= 2 * kStreamPadWords,
              "codecllm::", op, ": corrupt coded plane: ", v.stream_bytes, " bytes");
   return v;
+}
+
+// A buffer for the words: bytes, row by row.
+inline void check_out(const Tensor& out, const Operand& coded, const char* op) {
+  check_tensor(out, ScalarType::Byte, 2, op, "out", coded.stream);
+  const int64_t row_bytes = coded.cols * word_bytes(coded.layout.format, op);
+  CLLM_CHECK(out.size(0) == coded.rows && out.size(1) == row_bytes, "codecllm::", op, ": out is ",
+             out.size(0), " x ", out.size(1), " bytes, not ", coded.rows, " x ", row_bytes);
 }
 
 inline void check_status(const Status& s, const char* op) {

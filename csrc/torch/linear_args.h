@@ -28,9 +28,12 @@ inline Dtype activation_dtype(const Tensor& x) {
 
 // Checks x and what belongs to its product against the weight's shape and device (`stream`'s).
 // `bias` becomes contiguous.
-inline void check_operands(const Tensor& x, const Tensor& stream, const OptTensor& scale,
-                           OptTensor& bias, int64_t rows, int64_t cols, const Layout& layout) {
+inline void check_product(const Tensor& x, const Operand& coded, const OptTensor& scale,
+                          OptTensor& bias) {
   const char* op = "decode_linear";
+  const Tensor& stream = coded.stream;
+  const int64_t rows = coded.rows, cols = coded.cols;
+  const Layout& layout = coded.layout;
   const bool same = stream.is_cpu()
                         ? x.is_cpu()
                         : x.is_cuda() && x.get_device_index() == stream.get_device_index();
@@ -65,14 +68,12 @@ inline std::vector<int64_t> output_shape(const Tensor& x, int64_t rows, int64_t&
 
 // decode and F.linear in Python (codecllm_ops/ops/kernels.py): where nothing is to be decoded, or
 // no fused kernel runs.
-inline Tensor decode_then_linear(const Tensor& x, const Tensor& stream, const Tensor& raw,
-                                 const Tensor& index, const Tensor& table, const OptTensor& scale,
-                                 const OptTensor& bias, int64_t rows, int64_t cols,
-                                 int64_t layout) {
+inline Tensor decode_then_linear(const Tensor& x, const Operand& coded, const OptTensor& scale,
+                                 const OptTensor& bias) {
   using torch::stable::detail::from;
-  std::array<StableIValue, 10> stack{from(x),     from(stream), from(raw),  from(index),
-                                     from(table), from(scale),  from(bias), from(rows),
-                                     from(cols),  from(layout)};
+  std::array<StableIValue, 10> stack{
+      from(x),     from(coded.stream), from(coded.raw),  from(coded.index),       from(coded.table),
+      from(scale), from(coded.rows),   from(coded.cols), from(coded.layout_word), from(bias)};
   STABLE_TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("codecllm::_decode_then_linear", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);

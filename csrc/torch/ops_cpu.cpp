@@ -68,42 +68,40 @@ Status parallel_tile_rows(const CodedView& view, int64_t first, int64_t last, in
   return status.get();
 }
 
-Tensor decode_words(const Tensor& stream, const Tensor& raw, const Tensor& index,
-                    const Tensor& table, int64_t rows, int64_t cols, int64_t layout_bits) {
-  const Layout layout(layout_bits);
-  const CodedView view = coded_view(stream, raw, index, table, rows, cols, layout, "decode");
-  Tensor out = torch::stable::new_empty(stream, {rows, cols * word_bytes(layout.format, "decode")},
-                                        ScalarType::Byte);
+void decode_into(const Tensor& stream, const Tensor& raw, const Tensor& index, const Tensor& table,
+                 int64_t rows, int64_t cols, int64_t layout_word, const Tensor& out) {
+  const Operand coded(stream, raw, index, table, rows, cols, layout_word);
+  const CodedView view = coded_view(coded, "decode");
+  check_out(out, coded, "decode");
+  if (!out.numel()) return;
   uint8_t* to = out.mutable_data_ptr<uint8_t>();
-  if (layout.stored) {
-    if (view.stream_bytes) memcpy(to, view.stream, size_t(view.stream_bytes));
-    return out;
+  if (coded.layout.stored()) {
+    memcpy(to, view.stream, size_t(view.stream_bytes));
+    return;
   }
-  if (!out.numel()) return out;
   const Kernels& k = kernels();
   check_status(parallel_tile_rows(view, 0, view.tile_rows, 0,
                                   [&](int64_t begin, int64_t end, uint8_t* scratch) {
                                     return k.decode(view, begin, end, to, scratch);
                                   }),
                "decode");
-  return out;
 }
 
 Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& raw,
                          const Tensor& index, const Tensor& table, int64_t rows, int64_t cols,
-                         int64_t layout_bits) {
-  const Layout layout(layout_bits);
-  const CodedView view = coded_view(stream, raw, index, table, rows, cols, layout, "decode_rows");
+                         int64_t layout_word) {
+  const Operand coded(stream, raw, index, table, rows, cols, layout_word);
+  const CodedView view = coded_view(coded, "decode_rows");
   check_tensor(ids, ScalarType::Long, 1, "decode_rows", "ids", stream);
   const int64_t* id = ids.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < ids.numel(); ++i)
     CLLM_CHECK(id[i] >= 0 && id[i] < rows, "codecllm::decode_rows: index ", id[i],
                " is out of range for a matrix of ", rows, " rows");
-  const int64_t row_bytes = cols * word_bytes(layout.format, "decode_rows");
+  const int64_t row_bytes = cols * word_bytes(coded.layout.format, "decode_rows");
   Tensor out = torch::stable::new_empty(stream, {ids.numel(), row_bytes}, ScalarType::Byte);
   if (!out.numel()) return out;
   uint8_t* to = out.mutable_data_ptr<uint8_t>();
-  if (layout.stored) {
+  if (coded.layout.stored()) {
     for (int64_t i = 0; i < ids.numel(); ++i)
       memcpy(to + i * row_bytes, view.stream + id[i] * row_bytes, size_t(row_bytes));
     return out;
@@ -197,15 +195,14 @@ Tensor gemm_linear(const LinearCall& c) {
 std::atomic<int64_t> gemm_from{128};
 
 Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, const Tensor& index,
-                     const Tensor& table, OptTensor scale, OptTensor bias, int64_t rows,
-                     int64_t cols, int64_t layout_bits) {
-  const char* op = "decode_linear";
-  const Layout layout(layout_bits);
-  const CodedView view = coded_view(stream, raw, index, table, rows, cols, layout, op);
+                     const Tensor& table, OptTensor scale, int64_t rows, int64_t cols,
+                     int64_t layout_word, OptTensor bias) {
+  const Operand coded(stream, raw, index, table, rows, cols, layout_word);
+  const CodedView view = coded_view(coded, "decode_linear");
+  const Layout& layout = coded.layout;
   const Dtype dtype = activation_dtype(x);
-  check_operands(x, stream, scale, bias, rows, cols, layout);
-  if (layout.stored)
-    return decode_then_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout_bits);
+  check_product(x, coded, scale, bias);
+  if (layout.stored()) return decode_then_linear(x, coded, scale, bias);
   LinearCall c = {view, layout, dtype, torch::stable::contiguous(x), scale, bias};
   int64_t m = 1;
   const std::vector<int64_t> shape = output_shape(x, rows, m);
@@ -352,7 +349,7 @@ std::string available_isas() {
 }  // namespace codecllm
 
 STABLE_TORCH_LIBRARY_IMPL(codecllm, CPU, m) {
-  m.impl("_decode_words", TORCH_BOX(&codecllm::decode_words));
+  m.impl("_decode_into", TORCH_BOX(&codecllm::decode_into));
   m.impl("_decode_rows_words", TORCH_BOX(&codecllm::decode_rows_words));
   m.impl("decode_linear", TORCH_BOX(&codecllm::decode_linear));
   m.impl("_count_values", TORCH_BOX(&codecllm::count_values_op));

@@ -46,16 +46,15 @@ Tensor aligned(const Tensor& t) {
 
 // A coded matrix whose tensors live as long as the view.
 struct DeviceMatrix {
-  Tensor stream, raw, index, table;
+  Tensor stream, raw;
+  Operand coded;
   CodedView view;
 
-  DeviceMatrix(const Tensor& stream, const Tensor& raw, const Tensor& index, const Tensor& table,
-               int64_t rows, int64_t cols, const Layout& layout, const char* op)
-      : stream(aligned(stream)),
-        raw(aligned(raw)),
-        index(index),
-        table(table),
-        view(coded_view(this->stream, this->raw, index, table, rows, cols, layout, op)) {}
+  DeviceMatrix(const Operand& given, const char* op)
+      : stream(aligned(given.stream)),
+        raw(aligned(given.raw)),
+        coded(stream, raw, given.index, given.table, given.rows, given.cols, given.layout_word),
+        view(coded_view(coded, op)) {}
 };
 
 bool has_code(int64_t index) {
@@ -99,16 +98,18 @@ class StatusWord {
 
 // ---- decode -------------------------------------------------------------------------------------
 
-Tensor decode_words(const Tensor& stream, const Tensor& raw, const Tensor& index,
-                    const Tensor& table, int64_t rows, int64_t cols, int64_t layout_bits) {
+void decode_into(const Tensor& stream, const Tensor& raw, const Tensor& index, const Tensor& table,
+                 int64_t rows, int64_t cols, int64_t layout_word, const Tensor& out) {
   const char* op = "decode";
   const torch::stable::accelerator::DeviceGuard guard(stream.get_device_index());
-  const Layout layout(layout_bits);
-  const DeviceMatrix m(stream, raw, index, table, rows, cols, layout, op);
-  const int64_t row_bytes = cols * word_bytes(layout.format, op);
-  if (layout.stored) return torch::stable::clone(torch::stable::view(m.stream, {rows, row_bytes}));
-  Tensor out = torch::stable::new_empty(stream, {rows, row_bytes}, ScalarType::Byte);
-  if (!out.numel()) return out;
+  const DeviceMatrix m(Operand(stream, raw, index, table, rows, cols, layout_word), op);
+  check_out(out, m.coded, op);
+  if (!out.numel()) return;
+  if (m.coded.layout.stored()) {
+    Tensor to = out;
+    torch::stable::copy_(to, torch::stable::view(m.stream, {rows, out.size(1)}));
+    return;
+  }
   const StatusWord status(stream);
   cuda::DecodeArgs a = {};
   a.matrix = m.view;
@@ -117,19 +118,18 @@ Tensor decode_words(const Tensor& stream, const Tensor& raw, const Tensor& index
   const cuda::DecodePlan plan = cuda::plan_decode(m.view, properties_of(stream, op));
   check_cuda(cuda::launch_decode(a, plan, current_stream(stream)), op);
   status.check(op);
-  return out;
 }
 
 Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& raw,
                          const Tensor& index, const Tensor& table, int64_t rows, int64_t cols,
-                         int64_t layout_bits) {
+                         int64_t layout_word) {
   const char* op = "decode_rows";
   const torch::stable::accelerator::DeviceGuard guard(stream.get_device_index());
-  const Layout layout(layout_bits);
-  const DeviceMatrix m(stream, raw, index, table, rows, cols, layout, op);
+  const DeviceMatrix m(Operand(stream, raw, index, table, rows, cols, layout_word), op);
+  const Layout& layout = m.coded.layout;
   check_tensor(ids, ScalarType::Long, 1, op, "ids", stream);
   const int64_t row_bytes = cols * word_bytes(layout.format, op);
-  CLLM_CHECK(!layout.stored, "codecllm::decode_rows: stored rows are for backends/stored.py");
+  CLLM_CHECK(!layout.stored(), "codecllm::decode_rows: stored rows are for backends/stored.py");
   Tensor out = torch::stable::new_empty(stream, {ids.numel(), row_bytes}, ScalarType::Byte);
   if (!out.numel()) return out;
   CLLM_CHECK(rows > 0, "codecllm::decode_rows: an index is out of range for 0 rows");
@@ -149,21 +149,21 @@ Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& 
 // ---- decode_linear ------------------------------------------------------------------------------
 
 Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, const Tensor& index,
-                     const Tensor& table, OptTensor scale, OptTensor bias, int64_t rows,
-                     int64_t cols, int64_t layout_bits) {
+                     const Tensor& table, OptTensor scale, int64_t rows, int64_t cols,
+                     int64_t layout_word, OptTensor bias) {
   const char* op = "decode_linear";
   CLLM_CHECK(stream.is_cuda(), "codecllm::decode_linear: x is on a GPU, the weight is not");
   const torch::stable::accelerator::DeviceGuard guard(stream.get_device_index());
-  const Layout layout(layout_bits);
-  const DeviceMatrix matrix(stream, raw, index, table, rows, cols, layout, op);
+  const DeviceMatrix matrix(Operand(stream, raw, index, table, rows, cols, layout_word), op);
+  const Layout& layout = matrix.coded.layout;
   const Dtype dtype = activation_dtype(x);
-  check_operands(x, stream, scale, bias, rows, cols, layout);
+  check_product(x, matrix.coded, scale, bias);
   int64_t m = 1;
   const std::vector<int64_t> shape = output_shape(x, rows, m);
   if (m == 0 || rows == 0) return torch::stable::new_empty(x, shape);
   const cuda::Device device = properties_of(stream, op);
-  if (layout.stored || cols == 0 || m > cuda::kMaxFusedRows || !runs_on(device))
-    return decode_then_linear(x, stream, raw, index, table, scale, bias, rows, cols, layout_bits);
+  if (layout.stored() || cols == 0 || m > cuda::kMaxFusedRows || !runs_on(device))
+    return decode_then_linear(x, matrix.coded, scale, bias);
 
   const Tensor dense_x = torch::stable::contiguous(x);
   Tensor out = torch::stable::new_empty(x, shape);
@@ -192,7 +192,7 @@ Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, c
 }  // namespace codecllm
 
 STABLE_TORCH_LIBRARY_IMPL(codecllm, CUDA, m) {
-  m.impl("_decode_words", TORCH_BOX(&codecllm::decode_words));
+  m.impl("_decode_into", TORCH_BOX(&codecllm::decode_into));
   m.impl("_decode_rows_words", TORCH_BOX(&codecllm::decode_rows_words));
   m.impl("decode_linear", TORCH_BOX(&codecllm::decode_linear));
 }

@@ -17,6 +17,7 @@ _HOMES = {
     "codecllm_ops.format": ("CorruptStreamError", "UnsupportedFormatError"),
     "codecllm.nn": (
         "Codec",
+        "CodedWeight",
         "CompressedEmbedding",
         "CompressedLinear",
         "CompressedTensor",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from .model.select import all_of, by_regex, by_size
     from .nn import (
         Codec,
+        CodedWeight,
         CompressedEmbedding,
         CompressedLinear,
         CompressedTensor,

@@ -32,38 +32,33 @@ int main() {
   key("rans_l", kRansL);
 
   const int groups[] = {1, 2, 3, 5, 8, 31, 32, 1024};
+  const char* comma = "";
   printf("}, \"formats\": [");
-  for (int id = 1;
-       with_format(id,
-                   [](auto f) {
-                     constexpr WeightFormat fmt = decltype(f)::fmt;
-                     printf("%s{", fmt.id == 1 ? "" : ", ");
-                     separator = "";
-                     key("id", fmt.id);
-                     key("word_bits", fmt.word_bits);
-                     key("coded_shift", fmt.coded_shift);
-                     key("coded_bits", fmt.coded_bits);
-                     key("flip", fmt.flip & 0xffff);
-                     printf(", \"planes\": [");
-                     for (int p = 0; p < fmt.n_planes; ++p)
-                       printf("%s[%u, %d, %d]", p ? ", " : "", fmt.planes[p].mask & 0xffff,
-                              fmt.planes[p].bits, int(fmt.planes[p].low_half));
-                     printf("]}");
-                   });
-       ++id) {
-  }
+  for_each_format([&](auto f) {
+    constexpr WeightFormat fmt = decltype(f)::fmt;
+    printf("%s{", comma);
+    comma = ", ";
+    separator = "";
+    key("id", fmt.id);
+    key("word_bits", fmt.word_bits);
+    key("coded_shift", fmt.coded_shift);
+    key("coded_bits", fmt.coded_bits);
+    key("flip", fmt.flip & 0xffff);
+    printf(", \"planes\": [");
+    for (int p = 0; p < fmt.n_planes; ++p)
+      printf("%s[%u, %d, %d]", p ? ", " : "", fmt.planes[p].mask & 0xffff, fmt.planes[p].bits,
+             int(fmt.planes[p].low_half));
+    printf("]}");
+  });
 
+  comma = "";
   printf("], \"raw_tile_bytes\": {");
-  for (int id = 1;
-       with_format(id,
-                   [&](auto f) {
-                     printf("%s\"%d\": [", f.fmt.id == 1 ? "" : ", ", f.fmt.id);
-                     for (int g : groups)
-                       printf("%s%lld", g == 1 ? "" : ", ", (long long)raw_tile_bytes(f.fmt, g));
-                     printf("]");
-                   });
-       ++id) {
-  }
+  for_each_format([&](auto f) {
+    printf("%s\"%d\": [", comma, f.fmt.id);
+    comma = ", ";
+    for (int g : groups) printf("%s%lld", g == 1 ? "" : ", ", (long long)raw_tile_bytes(f.fmt, g));
+    printf("]");
+  });
 
   printf("}, \"containers\": {");
   for (int bits = 1; bits <= 16; bits *= 2) {

@@ -28,8 +28,7 @@ from cases import (
 )
 from codecllm_ops import CodedMatrix
 from codecllm_ops.codec import reference
-from codecllm_ops.format import FORMATS
-from codecllm_ops.ops import kernels
+from codecllm_ops.format import FORMATS, scales
 
 ENCODERS = ["reference", pytest.param("compiled", marks=needs_cpu_kernels)]
 
@@ -273,6 +272,6 @@ def test_scaling_in_blocks_changes_nothing(monkeypatch):
     for factor in (scale, scale[:1]):
         coded = ops.encode(q, scale=factor)
         whole = ops.decode(coded, torch.bfloat16)
-        monkeypatch.setattr(kernels, "_SCALED_AT_ONCE", 100)
+        monkeypatch.setattr(scales, "_AT_ONCE", 100)
         assert torch.equal(ops.decode(coded, torch.bfloat16), whole)
         monkeypatch.undo()

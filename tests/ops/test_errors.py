@@ -12,7 +12,7 @@ from cases import every_backend, random_words, running, to_tensor, weights
 from codecllm_ops import CodedMatrix, CorruptStreamError, UnsupportedFormatError
 from codecllm_ops.codec.coded import read_index, write_index
 from codecllm_ops.format import FORMATS
-from codecllm_ops.ops.functional import _args, _shape
+from codecllm_ops.format.layout_word import FIELDS, Layout
 
 BF16 = FORMATS["bf16"]
 
@@ -148,12 +148,11 @@ def test_scale_that_is_missing_or_not_wanted(coded, scaled, backend):
         torch.ops.codecllm, "_decode_then_linear" if backend == "reference" else "decode_linear"
     )
     for matrix, scale in ((scaled, None), (coded, torch.ones(1)), (scaled, torch.ones(32))):
-        args, shape = list(_args(matrix)), _shape(matrix)
-        args[4] = scale
+        wrong = matrix.operand._replace(scale=scale)
         for call in (
-            lambda a=args, s=shape: torch.ops.codecllm.decode(*a, *s),
-            lambda a=args, s=shape: torch.ops.codecllm.decode_rows(ids, *a, *s),
-            lambda a=args, s=shape: linear(x, *a, None, *s),
+            lambda w=wrong: torch.ops.codecllm.decode(*w),
+            lambda w=wrong: torch.ops.codecllm.decode_rows(ids, *w),
+            lambda w=wrong: linear(x, *w),
         ):
             with running(backend), pytest.raises(RuntimeError, match=r"codecllm::decode.* scale"):
                 call()
@@ -190,16 +189,16 @@ def test_ids_are_integers(coded, dtype):
 # ---- devices ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", range(5), ids=["stream", "raw", "index", "table", "scale"])
+@pytest.mark.parametrize("part", ["stream", "raw", "index", "table", "scale"])
 def test_parts_on_several_devices_are_refused(scaled, part):
-    args = list(_args(scaled))
-    args[part] = args[part].to("meta")
+    args = scaled.operand
+    args = args._replace(**{part: getattr(args, part).to("meta")})
     x, ids = torch.ones(2, 64), torch.tensor([1])
     codecllm = torch.ops.codecllm
     for call in (
-        lambda: codecllm.decode(*args, *_shape(scaled)),
-        lambda: codecllm.decode_rows(ids, *args, *_shape(scaled)),
-        lambda: codecllm.decode_linear(x, *args, None, *_shape(scaled)),
+        lambda: codecllm.decode(*args),
+        lambda: codecllm.decode_rows(ids, *args),
+        lambda: codecllm.decode_linear(x, *args),
     ):
         with pytest.raises(RuntimeError, match=r"codecllm::decode.* is on (meta|cpu)"):
             call()
@@ -293,41 +292,60 @@ def test_shortened_stored_matrix(backend):
             ops.decode(short)
 
 
+def with_field(layout: int, name: str, value: int) -> int:
+    return Layout.unpack(layout)._replace(**{name: value}).pack()
+
+
 @every_backend
 def test_layout_that_does_not_exist(coded, backend):
     """The integer that the ops take: whatever it says, kernels stay inside the tensors."""
-    rows, cols, layout = _shape(coded)
+    layout = coded.layout
     for wrong in (
         0,
         7,
-        layout ^ 0xFF,
-        layout ^ (0xF << 8),
-        layout ^ (0x1F << 12),
-        layout & 0xFFFFFFFF,
+        with_field(layout, "format", 99),
+        with_field(layout, "scale_bits", 15),
+        with_field(layout, "scale_bits", 8),
+        with_field(layout, "tile_cols", 0),
+        with_field(layout, "tile_cols", 17),
     ):
         with (
             running(backend),
             pytest.raises((RuntimeError, ValueError, IndexError, ZeroDivisionError)),
         ):
-            torch.ops.codecllm.decode(*_args(coded), rows, cols, wrong)
+            torch.ops.codecllm.decode(*coded.operand._replace(layout=wrong))
 
 
 @every_backend
-@pytest.mark.parametrize("bit", [21, 24, 31, 48, 62, 63])
+@pytest.mark.parametrize("width", [0, 1, 2, 19, 1000])
+def test_index_records_of_no_width_that_exists(coded, backend, width):
+    index = torch.zeros(coded.operand.index.shape[0], width, dtype=torch.int32)
+    with running(backend), pytest.raises((RuntimeError, ValueError), match="corrupt index"):
+        torch.ops.codecllm.decode(*coded.operand._replace(index=index))
+
+
+def bits_without_a_meaning() -> list[int]:
+    known = {first + i for _, first, bits in FIELDS for i in range(bits)}
+    return [bit for bit in range(64) if bit not in known]
+
+
+@every_backend
+@pytest.mark.parametrize("bit", [*bits_without_a_meaning()[::8], 62, 63])
 def test_bits_of_the_layout_without_a_meaning_are_refused(scaled, backend, bit):
     stored = ops.encode(to_tensor(random_words(33, 64, BF16), BF16))
     for matrix in (scaled, stored):
-        rows, cols, layout = _shape(matrix)
+        layout = matrix.layout
         wrong = layout | (1 << bit) if bit < 63 else layout - (1 << 63)
         with running(backend), pytest.raises((RuntimeError, ValueError), match="unknown bits"):
-            torch.ops.codecllm.decode(*_args(matrix), rows, cols, wrong)
+            torch.ops.codecllm.decode(*matrix.operand._replace(layout=wrong))
 
 
 @every_backend
-def test_scale_kind_that_does_not_exist(scaled, backend):
-    rows, cols, layout = _shape(scaled)
-    with running(backend), pytest.raises((RuntimeError, ValueError)):
-        torch.ops.codecllm.decode(*_args(scaled), rows, cols, layout | 3 << 19)
+@pytest.mark.parametrize("field", ["scale_kind", "coding"])
+def test_kind_that_does_not_exist(scaled, backend, field):
+    wrong = with_field(scaled.layout, field, 3)
+    with running(backend), pytest.raises((RuntimeError, ValueError), match="unknown bits"):
+        torch.ops.codecllm.decode(*scaled.operand._replace(layout=wrong))
 
 
 @every_backend
@@ -335,5 +353,6 @@ def test_scale_kind_that_does_not_exist(scaled, backend):
     "shape", [(34, 64), (33, 65), (-1, 64), (33, -1), (2**31, 2**31), (2**62, 4)]
 )
 def test_shape_that_is_not_the_matrix(coded, backend, shape):
+    wrong = coded.operand._replace(rows=shape[0], cols=shape[1])
     with running(backend), pytest.raises((RuntimeError, ValueError)):
-        torch.ops.codecllm.decode(*_args(coded), *shape, coded.layout)
+        torch.ops.codecllm.decode(*wrong)

@@ -16,8 +16,8 @@ import codecllm_ops as ops
 from assertions import UNIT, assert_same_words
 from cases import every_format, random_words, to_tensor, weights
 from codecllm_ops import CodedMatrix
+from codecllm_ops.codec.operand import Operand
 from codecllm_ops.format import FORMATS
-from codecllm_ops.ops.functional import _args, _shape
 
 BF16 = FORMATS["bf16"]
 codecllm = torch.ops.codecllm
@@ -54,16 +54,14 @@ every_matrix = pytest.mark.parametrize("name", MATRICES)
 @pytest.mark.parametrize("dtype", [None, torch.float32])
 def test_opcheck_decode(name, dtype):
     m = MATRICES[name]
-    opcheck(codecllm.decode.default, (*_args(m), *_shape(m)), {"dtype": dtype})
+    opcheck(codecllm.decode.default, tuple(m.operand), {"dtype": dtype})
 
 
 @every_matrix
 def test_opcheck_decode_rows(name):
     m = MATRICES[name]
     for ids in (torch.tensor([[1, 0], [32, 5]]), torch.tensor(3, dtype=torch.int32)):
-        opcheck(
-            codecllm.decode_rows.default, (ids, *_args(m), *_shape(m)), {"dtype": torch.bfloat16}
-        )
+        opcheck(codecllm.decode_rows.default, (ids, *m.operand), {"dtype": torch.bfloat16})
 
 
 @every_matrix
@@ -72,8 +70,8 @@ def test_opcheck_decode_linear(name, shape):
     m = MATRICES[name]
     x = torch.randn(shape, requires_grad=True)
     bias = torch.randn(m.shape[0], requires_grad=True)
-    opcheck(codecllm.decode_linear.default, (x, *_args(m), bias, *_shape(m)))
-    opcheck(codecllm.decode_linear.default, (x.detach().bfloat16(), *_args(m), None, *_shape(m)))
+    opcheck(codecllm.decode_linear.default, (x, *m.operand, bias))
+    opcheck(codecllm.decode_linear.default, (x.detach().bfloat16(), *m.operand))
 
 
 def test_opcheck_encode():
@@ -237,10 +235,10 @@ def test_vmap_of_lookups():
 
 def test_vmap_over_matrices_is_refused():
     m = MATRICES["bf16"]
-    streams = [torch.stack([t, t]) for t in _args(m)[:4]]
+    streams = [torch.stack([t, t]) for t in m.operand.tensors[:4]]
     with pytest.raises(NotImplementedError, match=r"decode_linear: torch.func.vmap over the coded"):
         torch.func.vmap(
-            lambda *s: codecllm.decode_linear(torch.ones(64), *s, None, None, *_shape(m))
+            lambda *s: codecllm.decode_linear(torch.ones(64), *s, None, *m.operand[5:])
         )(*streams)
 
 
@@ -260,13 +258,13 @@ class Layer(torch.nn.Module):
     def __init__(self, m: CodedMatrix, bias: bool = True):
         super().__init__()
         self.m = m
-        for name in ("stream", "raw", "index", "table", "scale"):
-            self.register_buffer(name, getattr(m, name))
+        for name, tensor in zip(Operand._fields, m.operand.tensors, strict=False):
+            self.register_buffer(name, tensor)
         self.bias = torch.nn.Parameter(torch.linspace(-1, 1, m.shape[0])) if bias else None
 
     def forward(self, x):
         coded = self.stream, self.raw, self.index, self.table, self.scale
-        y = codecllm.decode_linear(x, *coded, self.bias, *_shape(self.m))
+        y = codecllm.decode_linear(x, *coded, *self.m.operand[5:], self.bias)
         return torch.relu(y) * 2
 
 
@@ -375,14 +373,14 @@ def test_export_with_a_dynamic_batch(strict):
 @every_format
 def test_fake_results_have_the_real_shape_and_dtype(fmt):
     m = ops.encode(weights(33, 64, fmt), tile_cols=32, allow_stored=False)
-    args, shape = _args(m), _shape(m)
+    args, shape = m.operand.tensors, m.operand[5:]
     x, ids = torch.randn(2, 3, 64).bfloat16(), torch.tensor([[1, 2]])
     calls = (
         lambda a, x, ids: codecllm.decode(*a, *shape),
         lambda a, x, ids: codecllm.decode(*a, *shape, dtype=torch.float16),
         lambda a, x, ids: codecllm.decode_rows(ids, *a, *shape),
-        lambda a, x, ids: codecllm.decode_linear(x, *a, None, *shape),
-        lambda a, x, ids: codecllm.decode_linear(x[0, 0], *a, None, *shape),
+        lambda a, x, ids: codecllm.decode_linear(x, *a, *shape),
+        lambda a, x, ids: codecllm.decode_linear(x[0, 0], *a, *shape),
     )
     with FakeTensorMode() as mode:
         fake = [None if t is None else mode.from_tensor(t) for t in args]
@@ -395,16 +393,17 @@ def test_fake_results_have_the_real_shape_and_dtype(fmt):
 def test_fake_refuses_what_the_kernel_refuses():
     m = MATRICES["bf16"]
     with FakeTensorMode() as mode:
-        fake = [None if t is None else mode.from_tensor(t) for t in _args(m)]
+        fake = [None if t is None else mode.from_tensor(t) for t in m.operand.tensors]
         with pytest.raises(RuntimeError, match="decode_linear"):
-            codecllm.decode_linear(torch.empty(2, 63), *fake, None, *_shape(m))
+            codecllm.decode_linear(torch.empty(2, 63), *fake, *m.operand[5:])
 
 
 def test_meta_tensors_flow_through():
     m = MATRICES["bf16"].to("meta")
     shape = 33, 64, MATRICES["bf16"].layout
-    args = m.stream, m.raw, m.index, torch.empty(1, 2056, dtype=torch.int32, device="meta"), None
-    y = codecllm.decode_linear(torch.empty(2, 64, device="meta"), *args, None, *shape)
+    table = torch.empty(1, 2056, dtype=torch.int32, device="meta")
+    coded = Operand(m.stream, m.raw, m.index.view(-1, 3), table, None, *shape)
+    y = codecllm.decode_linear(torch.empty(2, 64, device="meta"), *coded)
     assert y.device.type == "meta" and y.shape == (2, 33)
 
 

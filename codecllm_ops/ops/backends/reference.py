@@ -5,12 +5,15 @@ The steps are those of codec/reference.py; a `[T, 32]` tensor has one value per 
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import torch
 
+from ...codec.operand import Operand
 from ...codec.tables import TABLE_HEADER
 from ...format.errors import CorruptStreamError
-from ...format.head import ESCAPE, MAX_INDEX
+from ...format.head import ESCAPE, MAX_INDEX, MAX_LEN_BITS
 from ...format.layout import (
     GROUP_COLS,
     LANES,
@@ -20,11 +23,12 @@ from ...format.layout import (
     ceil_div,
     containers,
     raw_tile_bytes,
-    record_ints,
     round_up,
 )
+from ...format.layout_word import Layout
 from ...format.weight_formats import WeightFormat, by_id
-from .layout import Layout
+from . import register
+from .protocol import Backend
 from .stored import stored_words
 
 RANS_L = 1 << 16
@@ -32,11 +36,17 @@ _MAX_TILES = 4096  # decoded at once: bounds the memory of the int64 intermediat
 
 
 class _Matrix:
-    """The four tensors with their geometry; sizes checked against each other."""
+    """An operand with its geometry; sizes checked against each other."""
 
-    def __init__(self, stream, raw, index, table, rows: int, cols: int, layout: Layout):
+    def __init__(self, coded: Operand, layout: Layout):
+        stream, raw, index, table, _, rows, cols, _ = coded
         self.stream, self.raw, self.table = stream, raw, table
         self.rows, self.cols, self.layout = rows, cols, layout
+        if not 1 <= index.shape[1] - 2 <= MAX_LEN_BITS or table.shape[1] < TABLE_HEADER:
+            raise CorruptStreamError(
+                f"corrupt index or table: {list(index.shape)} and {list(table.shape)}"
+            )
+        self.len_bits = index.shape[1] - 2
         header = table[:, :5].to("cpu", torch.int64)
         self.first_row, self.segment_rows = header[:, 2].tolist(), header[:, 3].tolist()
         self.first_tile_row = header[:, 4].tolist()
@@ -48,45 +58,66 @@ class _Matrix:
         self.raw_row = (
             (self.col_tiles - 1) * self.raw_full + raw_tile_bytes(fmt, last) if cols else 0
         )
-        ints = self.tile_rows * self.col_tiles * record_ints(layout.len_bits)
         if sum(self.segment_rows) != rows or raw.numel() != self.tile_rows * self.raw_row:
             raise CorruptStreamError("raw: its size does not follow from the table and the shape")
-        if index.numel() != ints:
-            raise CorruptStreamError(f"index: {index.numel()} values, not {ints}")
-        records = index.view(self.tile_rows, self.col_tiles, record_ints(layout.len_bits))
-        self.records = records.long() & 0xFFFFFFFF
+        if index.shape[0] != self.tile_rows * self.col_tiles:
+            raise CorruptStreamError(
+                f"index: {index.shape[0]} records, not {self.tile_rows * self.col_tiles}"
+            )
+        self.records = (
+            index.view(self.tile_rows, self.col_tiles, index.shape[1]).long() & 0xFFFFFFFF
+        )
 
     def width(self, col_tile: int) -> int:
         left = self.cols - col_tile * self.layout.tile_cols
         return round_up(min(self.layout.tile_cols, left), GROUP_COLS)
 
 
-def decode_words(stream, raw, index, table, rows: int, cols: int, layout_bits: int):
+class ReferenceBackend(Backend):
+    """The functions of this file; they run on any device and wait for it."""
+
+    name = "reference"
+
+    def __init__(self) -> None:
+        self.encoder = sys.modules[__name__]
+
+    def handles(self, device_type: str) -> bool:
+        return True
+
+    def decode_into(self, coded: Operand, out: torch.Tensor) -> None:
+        out.copy_(decode_words(coded))
+
+    def decode_rows_words(self, ids: torch.Tensor, coded: Operand) -> torch.Tensor:
+        return decode_rows_words(ids, coded)
+
+
+register(ReferenceBackend())
+
+
+def decode_words(coded: Operand) -> torch.Tensor:
     """Decodes to uint8 [rows, cols * word bytes]."""
-    layout = Layout.unpack(layout_bits)
+    layout = Layout.unpack(coded.layout)
     if layout.stored:
-        return stored_words(stream, rows, cols * layout.fmt.word_bytes).clone()
-    m = _Matrix(stream, raw, index, table, rows, cols, layout)
-    if not rows or not cols:
-        return stream.new_empty((rows, cols * layout.fmt.word_bytes))
+        return stored_words(coded)
+    m = _Matrix(coded, layout)
     parts = []
     for segment, n in enumerate(m.segment_rows):
         first = m.first_tile_row[segment]
-        tile_rows = torch.arange(first, first + ceil_div(n, TILE_ROWS), device=stream.device)
+        tile_rows = torch.arange(first, first + ceil_div(n, TILE_ROWS), device=coded.stream.device)
         parts.append(_decode_tile_rows(m, tile_rows).flatten(0, 1)[:n])
     return _to_bytes(torch.cat(parts), layout.fmt)
 
 
-def decode_rows_words(ids, stream, raw, index, table, rows: int, cols: int, layout_bits: int):
+def decode_rows_words(ids: torch.Tensor, coded: Operand) -> torch.Tensor:
     """Decodes rows `ids` (int64 [n]) to uint8 [n, cols * word bytes]."""
-    layout = Layout.unpack(layout_bits)
+    layout, rows, cols = Layout.unpack(coded.layout), coded.rows, coded.cols
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= rows):
         raise IndexError(f"codecllm::decode_rows: index out of range for {rows} rows")
     if layout.stored:
-        return stored_words(stream, rows, cols * layout.fmt.word_bytes)[ids]
-    m = _Matrix(stream, raw, index, table, rows, cols, layout)
+        return stored_words(coded)[ids]
+    m = _Matrix(coded, layout)
     if not ids.numel() or not cols:
-        return stream.new_empty((ids.numel(), cols * layout.fmt.word_bytes))
+        return coded.stream.new_empty((ids.numel(), cols * layout.fmt.word_bytes))
     first_rows = torch.tensor(m.first_row, device=ids.device)
     segment = torch.searchsorted(first_rows, ids, right=True) - 1
     local = ids - first_rows[segment]
@@ -183,7 +214,7 @@ def _decode_tiles(m: _Matrix, tile_rows: torch.Tensor, col_tile: int, width: int
 
 def _lane_ranges(m: _Matrix, record: torch.Tensor, segment: torch.Tensor):
     """First word and end of every lane in the coded plane, [T, 32]."""
-    bits = m.layout.len_bits
+    bits = m.len_bits
     position = torch.arange(LANES, device=record.device) * bits
     word, shift = position // 32 + 2, position % 32
     following = record[:, (word + 1).clamp(max=bits + 1)] << (32 - shift)

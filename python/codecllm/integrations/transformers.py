@@ -5,8 +5,8 @@ READ ME FIRST
    per layer, and meta tensors have their true sizes, which device_map="auto" adds up.
 2. A tied output layer has no tensors in the file. It becomes compressed because its source is, and
    transformers ties all four streams.
-3. A module whose code reads its weight itself (Gemma's embeddings ask for its dtype) is loaded as
-   streams and decoded afterwards: small on disk, dense in memory.
+3. A module that cannot hold streams (nn.obstacle) is loaded as streams and decoded afterwards:
+   small on disk, dense in memory.
 4. transformers moves non-persistent buffers after loading, without their values: tables are built
    in the step after that, from heads that were read before.
 """
@@ -34,7 +34,14 @@ from ..model.compress import decompress_model, decompress_modules
 from ..model.config_file import FILE_FIELD, HINT, QUANT_METHOD, VERSION
 from ..model.plugins import after_compressing
 from ..model.select import kept_dense
-from ..nn import STREAM_DTYPES, STREAM_NAMES, CodedModule, coded_form, obstacle
+from ..nn import (
+    STREAM_DTYPES,
+    STREAM_NAMES,
+    CodedModule,
+    coded_form,
+    count_weights,
+    obstacle,
+)
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -145,11 +152,8 @@ class CodecllmQuantizer(HfQuantizer):
 
     def _put(self, model: Any, name: str, module: nn.Module, info: Head, where: str) -> None:
         reason = obstacle(module)
-        if reason == "":
-            raise ValueError(
-                f"{where}: {type(module).__name__} is neither nn.Linear nor nn.Embedding; "
-                f"compress again with --skip '{name}'"
-            )
+        if not isinstance(module, nn.Linear | nn.Embedding):
+            raise ValueError(f"{where}: {reason}; compress again with --skip '{name}'")
         if reason is not None or kept_dense(model, name):
             self._dense.add(name)
         shape = tuple(module.weight.shape)
@@ -190,23 +194,26 @@ class CodecllmQuantizer(HfQuantizer):
         modules = {name: model.get_submodule(name) for name in self._heads}
         for name, module in modules.items():
             _cut_bias(module)
-            if _stream(module).is_meta:  # offloaded to disk: streams come with each forward
+            if module.streams[0].is_meta:  # offloaded to disk: streams come with each forward
                 module.rebuild(self._heads[name][0])
-        here = {id(_stream(m)): (n, m) for n, m in modules.items() if not _stream(m).is_meta}
+        streams = {name: module.streams[0] for name, module in modules.items()}
+        here = {id(s): (n, modules[n]) for n, s in streams.items() if not s.is_meta}
         with ThreadPoolExecutor() as pool:  # zlib.crc32 lets other threads run
             list(pool.map(lambda nm: self._check(*nm), here.values()))
         for module in modules.values():
-            if not _stream(module).is_meta:
+            if not module.streams[0].is_meta:
                 module.rebuild()
         self._decode_those_that_must_be_dense(model)
         self._heads.clear()
+        count_weights(model)
         if self.quantization_config.dequantize:
             decompress_model(model)
         return model
 
     def _decode_those_that_must_be_dense(self, model: Any) -> None:
-        weights = {id(_stream(model.get_submodule(name))) for name in self._dense}
-        tied = {n for n in self._heads if id(_stream(model.get_submodule(n))) in weights}
+        streams = {n: id(model.get_submodule(n).streams[0]) for n in self._heads}
+        dense = {streams[name] for name in self._dense}
+        tied = {name for name, stream in streams.items() if stream in dense}
         if tied:
             decompress_modules(model, tied)
 
@@ -251,11 +258,6 @@ class CodecllmQuantizer(HfQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
-
-
-def _stream(module: nn.Module) -> nn.Parameter:
-    """The first stream. `module.weight` stands for the dense weight."""
-    return module._parameters["weight"]
 
 
 def loaded_dtype(model: Any, name: str, tensor: torch.Tensor) -> torch.dtype:

@@ -18,7 +18,17 @@ from torch import nn
 from codecllm_ops.codec.coded import CodedMatrix
 from codecllm_ops.format import FORMATS as WEIGHT_FORMATS
 
-from ..nn import STREAM_NAMES, Codec, CodedModule, coded_form, dense_form, obstacle
+from ..nn import (
+    EXACT,
+    FUSED,
+    Codec,
+    CodedModule,
+    Execution,
+    coded_form,
+    count_weights,
+    dense_form,
+    obstacle,
+)
 from ..nn.codec import check_format
 from .plugins import after_compressing
 from .report import CODED, OTHER, SKIPPED, STORED, TIED, CompressionReport, LayerReport
@@ -40,8 +50,7 @@ def compress_model_weights(
 ) -> CompressionReport:
     """Replaces every nn.Linear and nn.Embedding of `model` by its compressed form, in place.
 
-    Subclasses that call super().forward are compressed too; those that read their weight
-    themselves stay dense.
+    Subclasses are compressed too: what their code reads as `self.weight` is a CodedWeight.
 
     Args:
         codec: None for the default one.
@@ -60,7 +69,7 @@ def compress_model_weights(
     check_format(format)
     if isinstance(model, nn.Linear | nn.Embedding):
         raise ValueError(_one_module(model))
-    codec = codec or Codec()
+    codec, execution = codec or Codec(), EXACT if exact else FUSED
     start = time.perf_counter()
     layers: list[LayerReport] = []
 
@@ -71,12 +80,12 @@ def compress_model_weights(
                 progress(report)
 
     for names in _weight_groups(model):
-        add(*_compress_group(model, names, codec, format, should_compress, exact))
+        add(*_compress_group(model, names, codec, format, should_compress, execution))
     if not any(layer.status in (CODED, STORED) for layer in layers):
         raise ValueError(_nothing_to_compress(model, layers))
-    memory = compressed_memory(
-        model, {x.name: x.reason for x in layers if x.status in (SKIPPED, STORED)}
-    )
+    count_weights(model)
+    reasons = {x.name: x.reason for x in layers if x.status in (SKIPPED, STORED)}
+    memory = compressed_memory(model, reasons)
     layers += _others(model, layers)
     if any(layer.status == CODED for layer in layers):
         for attach in after_compressing:
@@ -112,7 +121,7 @@ def _compress_group(
     codec: Codec,
     format: str,
     should_compress: Predicate | None,
-    exact: bool,
+    execution: Execution,
 ) -> list[LayerReport]:
     modules = {name: model.get_submodule(name) for name in names}
     reason = next(
@@ -126,10 +135,9 @@ def _compress_group(
         return _reports(modules, STORED, "coding does not shrink it")
     reports = _reports(modules, CODED, coded=coded)
     dtype, owner, replaced = weight.dtype, None, {}
-    streams = dict(zip(STREAM_NAMES, coded.tensors(), strict=True))
     for name, module in modules.items():
         if id(module) not in replaced:  # one module under two names stays one module
-            replaced[id(module)] = coded_form(module, owner or streams, dtype, exact=exact)
+            replaced[id(module)] = coded_form(module, owner or coded, dtype, execution=execution)
             owner = owner or replaced[id(module)]
         model.set_submodule(name, replaced[id(module)])
     return reports
@@ -212,6 +220,7 @@ def decompress_model(model: nn.Module) -> nn.Module:
     """
     modules = model.named_modules(remove_duplicate=False)
     decompress_modules(model, [name for name, m in modules if isinstance(m, CodedModule)])
+    count_weights(model, coded=False)
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
         quantizer.remove_quantization_config(model)  # else saving would call it compressed
@@ -222,9 +231,7 @@ def decompress_modules(model: nn.Module, names: Iterable[str]) -> None:
     """Replaces some compressed modules by their dense form; all of a tied group, or none."""
     groups: dict[int, list[str]] = {}
     for name in names:
-        # Not `.weight`: what stands for the stream there is another object each time.
-        stream = model.get_submodule(name)._parameters["weight"]
-        groups.setdefault(id(stream), []).append(name)
+        groups.setdefault(id(model.get_submodule(name).streams[0]), []).append(name)
     for group in groups.values():
         replaced: dict[int, nn.Module] = {}
         weight: nn.Parameter | None = None

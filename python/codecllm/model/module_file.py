@@ -125,14 +125,13 @@ def _place(
             continue
         reason = obstacle(module)
         if reason is not None:
-            reason = reason or f"{type(module).__name__} is neither nn.Linear nor nn.Embedding"
             raise ValueError(f"{path}: {name}: {reason}")
         if matrix.shape != tuple(module.weight.shape):
             raise ValueError(
                 f"{path}: {name}: a matrix of {list(matrix.shape)}, "
                 f"the model has {list(module.weight.shape)}"
             )
-        new = coded_form(module, owners.get(origin, streams), module.weight.dtype)
+        new = coded_form(module, owners.get(origin, matrix), module.weight.dtype)
         owners.setdefault(origin, new)
         model.set_submodule(module_name, new)
         placed.update(prefix + part for part in STREAM_NAMES)

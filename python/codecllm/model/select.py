@@ -48,14 +48,10 @@ def all_of(*predicates: Predicate) -> Predicate:
 
 
 def kept_dense(model: nn.Module, name: str) -> str:
-    """Why a transformers model needs the dense weight of a module, or "".
-
-    Small tables by their names, and what the model lists to be kept in float32: the code of such
-    models casts x to `weight.dtype` (T5).
-    """
-    attributes = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+    """Why a transformers model needs the dense weight of a module, or ""."""
     if hasattr(model, "_init_weights") and POSITION_TABLE.search(f"{name}.weight"):
         return "a position or type table"
-    listed = [part for a in attributes for part in getattr(model, a, None) or ()]
-    kept = any(f".{part}." in f".{name}." for part in listed)
-    return "the model keeps it in float32 and asks for its dtype" if kept else ""
+    rescaled = name.endswith((".attention.output", ".feed_forward.value"))
+    if rescaled and any(hasattr(m, "_rescale_layers") for m in model.modules()):
+        return "the model's code divides it in place"  # RWKV, before it generates
+    return ""

@@ -47,8 +47,8 @@ class Skeleton:
         _, module, converted = self.module_of(name)
         if converted:
             return "merged with others into one weight while loading"
-        if module is not None and obstacle(module) == "":
-            return f"{type(module).__name__}, not nn.Linear or nn.Embedding"
+        if module is not None and not isinstance(module, nn.Linear | nn.Embedding):
+            return f"{type(module).__name__}, not nn.Linear"
         return ""
 
     def memory(self, layers: Iterable[LayerReport]) -> Memory:

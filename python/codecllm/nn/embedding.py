@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from codecllm_ops.ops.functional import translated
-
 from .codec import Codec
-from .streams import STREAM_NAMES, CodedModule, Statistics
+from .execution import exact_or_fused
+from .module import CodedModule, Streams
+from .ops import own_error
 
 
 class CompressedEmbedding(CodedModule, nn.Embedding):
@@ -36,21 +38,14 @@ class CompressedEmbedding(CodedModule, nn.Embedding):
         reason = unsupported_option(embedding)
         if reason:
             raise ValueError(f"an embedding with {reason} cannot be compressed")
-        coded = (codec or Codec()).encode_matrix(embedding.weight, format)
-        streams = dict(zip(STREAM_NAMES, coded.tensors(), strict=True))
-        self._set_up(
-            embedding.num_embeddings, embedding.embedding_dim, embedding.padding_idx, exact
-        )
-        self._init_streams(streams, embedding.weight.dtype)
-        self.training = embedding.training
-        self.statistics = Statistics() if statistics else None
+        self._code(embedding, codec, format, exact_or_fused(exact), statistics)
 
     @classmethod
     def from_streams(
         cls,
         num_embeddings: int,
         embedding_dim: int,
-        streams: dict[str, torch.Tensor] | CodedModule | None,
+        streams: Streams | CodedModule | None,
         *,
         padding_idx: int | None = None,
         dtype: torch.dtype = torch.bfloat16,
@@ -58,57 +53,43 @@ class CompressedEmbedding(CodedModule, nn.Embedding):
         exact: bool = False,
     ) -> CompressedEmbedding:
         """An embedding of streams that exist already, or of none yet (see CompressedLinear)."""
-        self = cls.__new__(cls)
-        self._set_up(num_embeddings, embedding_dim, padding_idx, exact)
-        self._init_streams(streams, dtype, device)
-        return self
+        options = {
+            "num_embeddings": num_embeddings,
+            "embedding_dim": embedding_dim,
+            "padding_idx": padding_idx,
+        }
+        return cls._made(options, streams, dtype, exact_or_fused(exact), device)
 
-    def _set_up(
-        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None, exact: bool
-    ) -> None:
-        nn.Module.__init__(self)
+    @staticmethod
+    def _options_of(dense: nn.Module) -> dict[str, Any]:
+        names = ("num_embeddings", "embedding_dim", "padding_idx")
+        return {name: getattr(dense, name) for name in names}
+
+    def _set_up(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None) -> None:
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.padding_idx = padding_idx
         self.max_norm, self.norm_type = None, 2.0
         self.scale_grad_by_freq = self.sparse = False
-        self.exact = exact
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
         return self.num_embeddings, self.embedding_dim
 
-    def reset_parameters(self) -> None:
-        """Nothing to reset: the table is coded."""
-
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """ids [...] of an integer dtype -> [..., embedding_dim] of the dense dtype."""
-        self._prepare()
-        if self.statistics is not None:
-            return self._counted(ids.numel(), lambda: self._look_up(ids))
-        return self._look_up(ids)
+        started = None if self.statistics is None else self._started()
+        dtype = self._buffers["dtype_like"].dtype  # type: ignore[union-attr]
+        try:
+            rows = self.execution.rows(ids, self.operand(), dtype)
+        except RuntimeError as error:
+            raise own_error(error) from None
+        if started is not None:
+            self._count(started, ids.numel())
+        return rows
 
-    def _look_up(self, ids: torch.Tensor) -> torch.Tensor:
-        return translated(
-            torch.ops.codecllm.decode_rows,
-            ids,
-            self.weight,
-            self.weight_raw,
-            self.weight_index,
-            self.weight_table,
-            self.weight_scale,
-            self.num_embeddings,
-            self.embedding_dim,
-            self._layout,
-            self.dense_dtype,
-        )
-
-    def decompress(self) -> nn.Embedding:
-        """The dense embedding."""
+    def _dense_without_weight(self) -> nn.Embedding:
         return nn.Embedding(
-            self.num_embeddings,
-            self.embedding_dim,
-            padding_idx=self.padding_idx,
-            _weight=self.dense_weight(),
+            self.num_embeddings, self.embedding_dim, padding_idx=self.padding_idx, device="meta"
         )
 
     def extra_repr(self) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
-from torch.nn import functional as F
-
-from codecllm_ops.ops.functional import translated
 
 from .codec import Codec
-from .streams import STREAM_NAMES, CodedModule, Statistics
+from .execution import exact_or_fused
+from .module import CodedModule, Streams
+from .ops import own_error
 
 
 class CompressedLinear(CodedModule, nn.Linear):
@@ -38,19 +39,14 @@ class CompressedLinear(CodedModule, nn.Linear):
             ValueError: unknown format, or the weight is on the meta device.
             UnsupportedFormatError: no weight format codes the weight's dtype.
         """
-        coded = (codec or Codec()).encode_matrix(linear.weight, format)
-        streams = dict(zip(STREAM_NAMES, coded.tensors(), strict=True))
-        self._set_up(linear.in_features, linear.out_features, linear.bias, exact)
-        self._init_streams(streams, linear.weight.dtype)
-        self.training = linear.training
-        self.statistics = Statistics() if statistics else None
+        self._code(linear, codec, format, exact_or_fused(exact), statistics)
 
     @classmethod
     def from_streams(
         cls,
         in_features: int,
         out_features: int,
-        streams: dict[str, torch.Tensor] | CodedModule | None,
+        streams: Streams | CodedModule | None,
         *,
         bias: nn.Parameter | None = None,
         dtype: torch.dtype = torch.bfloat16,
@@ -60,72 +56,45 @@ class CompressedLinear(CodedModule, nn.Linear):
         """A layer of streams that exist already, or of none yet.
 
         Args:
-            streams: the four tensors by name; a module to share Parameters with (tied weights);
-                or None, then a loader fills them.
+            streams: the four tensors by name, a CodedMatrix or a CodedWeight; a module to share
+                Parameters with (tied weights); or None, then a loader fills them.
             bias: [out_features] or None.
             dtype: of the dense weight outside.
         """
-        self = cls.__new__(cls)
-        self._set_up(in_features, out_features, bias, exact)
-        self._init_streams(streams, dtype, device)
-        return self
+        options = {"in_features": in_features, "out_features": out_features, "bias": bias}
+        return cls._made(options, streams, dtype, exact_or_fused(exact), device)
 
-    def _set_up(
-        self, in_features: int, out_features: int, bias: nn.Parameter | None, exact: bool
-    ) -> None:
-        nn.Module.__init__(self)
+    @staticmethod
+    def _options_of(dense: nn.Module) -> dict[str, Any]:
+        return {name: getattr(dense, name) for name in ("in_features", "out_features", "bias")}
+
+    def _set_up(self, in_features: int, out_features: int, bias: nn.Parameter | None) -> None:
         self.in_features, self.out_features = in_features, out_features
         self.register_parameter("bias", bias)
-        self.exact = exact
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
         return self.out_features, self.in_features
 
-    def reset_parameters(self) -> None:
-        """Nothing to reset: the weight is coded."""
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., in_features] -> [..., out_features], of the dtype of x."""
-        self._prepare()
-        if self.statistics is not None:
-            vectors = x.numel() // max(1, self.in_features)
-            return self._counted(vectors, lambda: self._multiply(x))
-        return self._multiply(x)
-
-    def _multiply(self, x: torch.Tensor) -> torch.Tensor:
-        if not x.is_floating_point():
-            raise TypeError(
-                f"x is {x.dtype}: does the model cast x to weight.dtype? Coded weights are uint8; "
-                "leave this layer dense (should_compress, --skip)"
-            )
-        # The dictionaries, because nn.Module.__getattr__ costs 0.5 us a name (of 20 us a call).
-        parameters, buffers = self._parameters, self._buffers
-        bias = parameters["bias"]
+        started = None if self.statistics is None else self._started()
+        # The dictionary, for nn.Module.__getattr__ takes as long as half the op.
+        bias = self._parameters["bias"]
         if bias is not None and bias.dtype != x.dtype:
             bias = bias.to(x.dtype)
-        if self.exact:
-            return F.linear(x, self.decode(x.dtype), bias)
-        return translated(
-            torch.ops.codecllm.decode_linear,
-            x,
-            parameters["weight"],
-            parameters["weight_raw"],
-            parameters["weight_index"],
-            buffers["weight_table"],
-            buffers["weight_scale"],
-            bias,
-            self.out_features,
-            self.in_features,
-            self._layout,
-        )
+        try:
+            y = self.execution.linear(x, self.operand(), bias)
+        except RuntimeError as error:
+            raise own_error(error) from None
+        if started is not None:
+            self._count(started, x.numel() // max(1, self.in_features))
+        return y
 
-    def decompress(self) -> nn.Linear:
-        """The dense layer, with this layer's bias (the same Parameter)."""
-        linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        linear.weight = nn.Parameter(self.dense_weight())
-        linear.register_parameter("bias", self.bias)
-        return linear.train(self.training)
+    def _dense_without_weight(self) -> nn.Linear:
+        dense = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
+        dense.register_parameter("bias", self.bias)
+        return dense
 
     def extra_repr(self) -> str:
         return (

@@ -1,8 +1,8 @@
 """From a dense module to its compressed form and back, subclasses included.
 
 Models subclass nn.Embedding and nn.Linear to add something around the product (Gemma scales its
-embeddings). Where such a class calls `super().forward`, a class that inherits from both it and the
-compressed module does the same on coded weights. Where it reads `self.weight` itself, it does not.
+embeddings, Falcon writes `input @ self.weight.T`). A class that inherits from both the subclass and
+the compressed module runs the same code: what it reads as `self.weight` is a CodedWeight.
 """
 
 from __future__ import annotations
@@ -12,28 +12,38 @@ from functools import cache
 import torch
 from torch import nn
 
-from .embedding import CompressedEmbedding, unsupported_option
-from .linear import CompressedLinear
-from .streams import STREAM_NAMES, CodedModule
+from codecllm_ops.codec.coded import lasting
 
+from .embedding import CompressedEmbedding, unsupported_option
+from .execution import FUSED, Execution, chosen
+from .linear import CompressedLinear
+from .module import CodedModule, Streams
+from .streams import STREAM_NAMES
+
+_COMPRESSED: dict[type[nn.Module], type[CodedModule]] = {
+    nn.Linear: CompressedLinear,
+    nn.Embedding: CompressedEmbedding,
+}
 _OURS = {"dtype_like", "weight_table", "weight_scale", *STREAM_NAMES}
-_OWN = {"exact", "statistics", "_layout", "_tables_of"}
+_OWN = {"execution", "statistics", "_head", "_known", "_operand", "_live"}
 
 
 def obstacle(module: nn.Module) -> str | None:
-    """Why a module cannot hold coded weights: None: it can; "": it is no Linear or Embedding."""
+    """Why a module cannot hold coded weights, or None: it can."""
     base = _dense_base(type(module))
-    if base is None or isinstance(module, CodedModule):
-        return ""
-    for cls in type(module).__mro__:
-        if cls is base:
-            break
-        forward = vars(cls).get("forward")
-        code = getattr(forward, "__code__", None)
-        if forward is None:
-            continue
-        if code is None or "__class__" not in code.co_freevars or "weight" in code.co_names:
-            return f"{cls.__name__}.forward uses the weight itself"
+    if isinstance(module, CodedModule):
+        return "it is compressed already"
+    if base is None:
+        return f"{type(module).__name__} is neither nn.Linear nor nn.Embedding"
+    own = type(module).__mro__[: type(module).__mro__.index(base)]
+    weight = module._parameters.get("weight")
+    if weight is None or any("weight" in vars(cls) for cls in own):
+        return "its weight is computed from other Parameters"
+    if type(weight) not in (nn.Parameter, torch.Tensor):
+        return f"its weight is a {type(weight).__name__}"
+    # Code that knows these hands the weight's memory to kernels of its own.
+    if companions := [name for name in module._parameters if name.startswith("weight_")]:
+        return f"its weight goes with {', '.join(companions)}"
     if isinstance(module, nn.Embedding) and (option := unsupported_option(module)):
         return f"an embedding with {option}"
     return None
@@ -41,39 +51,22 @@ def obstacle(module: nn.Module) -> str | None:
 
 def coded_form(
     module: nn.Module,
-    streams: dict[str, torch.Tensor] | CodedModule,
+    streams: Streams | CodedModule,
     dtype: torch.dtype,
     *,
-    exact: bool = False,
+    execution: Execution | str = FUSED,
 ) -> CodedModule:
     """The compressed module that takes the place of `module` (whose obstacle() is None).
 
     Args:
         streams: as CompressedLinear.from_streams takes them.
         dtype: of the dense weight outside.
+        execution: how it computes, or the name of that.
     """
-    new: CodedModule
-    if isinstance(module, nn.Linear):
-        cls = _mixed(type(module), CompressedLinear)
-        new = cls.from_streams(
-            module.in_features,
-            module.out_features,
-            streams,
-            bias=module.bias,
-            dtype=dtype,
-            exact=exact,
-        )
-    else:
-        assert isinstance(module, nn.Embedding)
-        cls = _mixed(type(module), CompressedEmbedding)
-        new = cls.from_streams(
-            module.num_embeddings,
-            module.embedding_dim,
-            streams,
-            padding_idx=module.padding_idx,
-            dtype=dtype,
-            exact=exact,
-        )
+    base = _dense_base(type(module))
+    assert base is not None
+    cls = _mixed(type(module), _COMPRESSED[base])
+    new = cls._made(cls._options_of(module), streams, dtype, chosen(execution))
     _take_over(module, new)
     return new
 
@@ -85,34 +78,23 @@ def dense_form(module: CodedModule, weight: nn.Parameter | None = None) -> nn.Mo
         weight: where it is decoded already (tied modules).
     """
     if weight is None:
-        weight = nn.Parameter(module.dense_weight())
-    dense: nn.Module
-    if isinstance(module, CompressedLinear):
-        dense = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
-        dense.register_parameter("bias", module.bias)
-    else:
-        assert isinstance(module, CompressedEmbedding)
-        dense = nn.Embedding(
-            module.num_embeddings,
-            module.embedding_dim,
-            padding_idx=module.padding_idx,
-            device="meta",
-        )
-    original = type(module).__mro__[1]
-    if type(module) not in (CompressedLinear, CompressedEmbedding):
-        dense.__class__ = original
+        with lasting():
+            weight = nn.Parameter(module.dense_weight())
+    dense = module._dense_without_weight()
+    if type(module) not in _COMPRESSED.values():
+        dense.__class__ = type(module).__mro__[1]
     dense.weight = weight
     _take_over(module, dense)
     return dense
 
 
-def _dense_base(cls: type) -> type | None:
-    return next((base for base in (nn.Linear, nn.Embedding) if issubclass(cls, base)), None)
+def _dense_base(cls: type) -> type[nn.Module] | None:
+    return next((base for base in _COMPRESSED if issubclass(cls, base)), None)
 
 
 @cache
-def _mixed(cls: type, compressed: type) -> type:
-    if cls in (nn.Linear, nn.Embedding):
+def _mixed(cls: type, compressed: type[CodedModule]) -> type[CodedModule]:
+    if cls in _COMPRESSED:
         return compressed
     members = {"__doc__": compressed.__doc__, "__reduce_ex__": _reduce_mixed}
     return type(f"Compressed{cls.__name__}", (cls, compressed), members)

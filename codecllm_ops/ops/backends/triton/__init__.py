@@ -1,101 +1,92 @@
-"""Triton backend: the functions of backends/reference.py, and decode_linear, on any GPU that Triton
-compiles for. Importing this needs Triton; the registry looks before."""
+"""Triton backend: docs/triton.md. Importing this does not import Triton."""
 
 from __future__ import annotations
 
+import functools
+import importlib
+import os
+import re
+import sys
+from types import ModuleType
+from typing import Any
+
 import torch
 
-from ....format.errors import CorruptStreamError
-from ..layout import Layout
-from ..stored import stored_rows, stored_words
-from . import launch
+from ....codec.operand import Operand
+from .. import gpu, register
+from ..protocol import Backend
 
-MAX_FUSED_ROWS = 64  # rows of x; above, decoding once and a GEMM
-
-_checking = False
+MIN_TRITON = (3, 6)
 
 
-def set_check(on: bool) -> bool:
-    """Whether corrupt streams raise; returns what was before."""
-    global _checking
-    before, _checking = _checking, on
-    return before
+def interpreting() -> bool:
+    """TRITON_INTERPRET=1: the kernels run on CPU tensors, for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def decode_words(stream, raw, index, table, rows: int, cols: int, layout_bits: int):
-    """Decodes to uint8 [rows, cols * word bytes]."""
-    layout = Layout.unpack(layout_bits)
-    if layout.stored:
-        return stored_words(stream, rows, cols * layout.fmt.word_bytes).clone()
-    m = _matrix("decode", stream, raw, index, table, rows, cols, layout)
-    if not rows or not cols:
-        return stream.new_empty((rows, cols * layout.fmt.word_bytes))
-    status = _status(stream)
-    out = launch.decode_matrix(m, status)
-    _check("decode", status)
-    return out
+def _ops() -> ModuleType:
+    return importlib.import_module(".ops", __name__)
 
 
-def decode_rows_words(ids, stream, raw, index, table, rows: int, cols: int, layout_bits: int):
-    """Decodes rows `ids` (int64 [n]) to uint8 [n, cols * word bytes]; rows that are not there
-    become NaN."""
-    layout = Layout.unpack(layout_bits)
-    if layout.stored:
-        return stored_rows(ids, stream, rows, cols * layout.fmt.word_bytes, _checking)
-    m = _matrix("decode_rows", stream, raw, index, table, rows, cols, layout)
-    if not ids.numel() or not cols:
-        return stream.new_empty((ids.numel(), cols * layout.fmt.word_bytes))
-    if not rows:
-        raise IndexError("codecllm::decode_rows: an index is out of range for 0 rows")
-    status = _status(stream)
-    out = launch.decode_rows(ids, m, status)
-    _check("decode_rows", status)
-    return out
+class TritonBackend(Backend):
+    name = "triton"
+    fuses = True
+
+    def handles(self, device_type: str) -> bool:
+        return device_type == "cuda" or (device_type == "cpu" and interpreting())
+
+    def volunteers(self, device_type: str) -> bool:
+        return device_type == "cuda"
+
+    def problem(self) -> str | None:
+        return _problem()
+
+    def absence(self) -> str | None:
+        # Before Triton is imported, which takes a while.
+        return self.problem() if torch.cuda.is_available() or interpreting() else gpu.NO_GPU
+
+    def demanded(self) -> str | None:
+        return self.problem()
+
+    def problem_on(self, device: torch.device) -> str | None:
+        return None if device.type == "cpu" else gpu.too_old(device.index)
+
+    def set_check(self, on: bool) -> None:
+        if f"{__name__}.ops" in sys.modules or on:
+            _ops().set_check(on)
+
+    def details(self) -> dict[str, Any]:
+        return {"triton": importlib.import_module("triton").__version__}
+
+    def decode_into(self, coded: Operand, out: torch.Tensor) -> None:
+        _ops().decode_into(coded, out)
+
+    def decode_rows_words(self, ids: torch.Tensor, coded: Operand) -> torch.Tensor:
+        return _ops().decode_rows_words(ids, coded)
+
+    def decode_linear(
+        self, x: torch.Tensor, coded: Operand, bias: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        return _ops().decode_linear(x, coded, bias)
 
 
-def decode_linear(
-    x, stream, raw, index, table, scale, bias, rows: int, cols: int, layout_bits: int
-):
-    """x [..., cols] times the matrix, or None where no fused kernel runs."""
-    layout = Layout.unpack(layout_bits)
-    m = x.numel() // cols if cols else 0
-    if layout.stored or not cols or m > MAX_FUSED_ROWS:
-        return None
-    matrix = _matrix("decode_linear", stream, raw, index, table, rows, cols, layout)
-    if not m or not rows:
-        return x.new_empty((*x.shape[:-1], rows))
-    status = _status(stream)
-    bias = None if bias is None else bias.contiguous()
-    scale = None if scale is None else scale.contiguous()
-    y = launch.linear(x.reshape(m, cols), matrix, scale, bias, status)
-    _check("decode_linear", status)
-    return y.view(*x.shape[:-1], rows)
+@functools.cache
+def _problem() -> str | None:
+    need = ".".join(map(str, MIN_TRITON))
+    try:
+        version = str(importlib.import_module("triton").__version__)
+    except Exception as error:  # whatever a broken installation raises
+        return f"Triton {need} or later is needed: pip install 'triton>={need}' ({error})"
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None or tuple(map(int, numbers.groups())) < MIN_TRITON:
+        return f"Triton {version} is too old: {need} or later is needed"
+    if not (torch.cuda.is_available() or interpreting()):
+        return gpu.NO_GPU
+    try:
+        _ops()
+    except Exception as error:
+        return f"Triton {version} does not take the kernels: {error}"
+    return None
 
 
-def _matrix(op: str, stream, raw, index, table, rows: int, cols: int, layout: Layout):
-    m = launch.Matrix.of(op, stream, raw, index, table, rows, cols, layout)
-    if _checking and cols:
-        first, count, first_tile = table[:, 2:5].T.long()
-        tiles = (count + 15) // 16
-        follows = (first == count.cumsum(0) - count) & (first_tile == tiles.cumsum(0) - tiles)
-        ends = (count.sum() == rows) & (tiles.sum() == m.tile_rows)
-        if not bool(follows.all() & ends & (count >= 0).all()):
-            raise CorruptStreamError(f"codecllm::{op}: corrupt table: not of {rows} rows")
-    return m
-
-
-def _status(like: torch.Tensor) -> torch.Tensor | None:
-    return like.new_full((1,), launch.NO_TILE, dtype=torch.int64) if _checking else None
-
-
-def _check(op: str, status: torch.Tensor | None) -> None:
-    if status is None:
-        return
-    tile = int(status)
-    if tile == launch.BAD_ID:
-        raise IndexError(f"codecllm::{op}: an index is out of range")
-    if tile != launch.NO_TILE:
-        raise CorruptStreamError(
-            f"codecllm::{op}: corrupt coded plane or index: tile {tile} does not end in the "
-            "encoder's first state"
-        )
+register(TritonBackend())

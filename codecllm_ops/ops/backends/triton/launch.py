@@ -10,9 +10,10 @@ import torch
 import triton
 import triton.language as tl
 
+from ....codec.operand import Operand
 from ....codec.tables import TABLE_HEADER
 from ....format.errors import CorruptStreamError
-from ....format.head import ROW_SCALE
+from ....format.head import MAX_LEN_BITS, ROW_SCALE
 from ....format.layout import (
     GROUP_COLS,
     MAX_TILE_COLS,
@@ -21,11 +22,10 @@ from ....format.layout import (
     TILE_ROWS,
     ceil_div,
     raw_tile_bytes,
-    record_ints,
     round_up,
 )
+from ....format.layout_word import Layout
 from ....format.weight_formats import WeightFormat
-from ..layout import Layout
 from . import decode as decode_kernels
 from . import linear as linear_kernels
 from . import tune
@@ -64,21 +64,25 @@ class Matrix:
     tile_rows: int
 
     @staticmethod
-    def of(op: str, stream, raw, index, table, rows: int, cols: int, layout: Layout) -> Matrix:
+    def of(op: str, coded: Operand) -> Matrix:
+        stream, raw, index, table, _, rows, cols, _ = coded
+        layout = Layout.unpack(coded.layout)
         dtypes = (torch.uint8, torch.uint8, torch.int32, torch.int32)
         names = ("stream", "raw", "index", "table")
         for name, t, dtype in zip(names, (stream, raw, index, table), dtypes, strict=True):
-            if t.dtype != dtype or t.dim() != 1 + (name == "table") or not t.is_contiguous():
+            dims = 1 + (name in ("index", "table"))
+            if t.dtype != dtype or t.dim() != dims or not t.is_contiguous():
                 raise RuntimeError(
                     f"codecllm::{op}: {name} is {t.dtype} {list(t.shape)}, not contiguous {dtype}"
                 )
         _check_layout(op, layout, rows, cols)
+        if not 1 <= index.shape[1] - 2 <= MAX_LEN_BITS:
+            raise CorruptStreamError(f"codecllm::{op}: corrupt index: {list(index.shape)}")
         col_tiles = ceil_div(cols, layout.tile_cols)
         if table.shape[1] != TABLE_HEADER + (1 << layout.scale_bits):
             raise CorruptStreamError(f"codecllm::{op}: corrupt table: {list(table.shape)}")
         segments, least = table.shape[0], ceil_div(rows, TILE_ROWS)
-        ints = col_tiles * record_ints(layout.len_bits)
-        tile_rows = index.numel() // ints if ints else least
+        tile_rows = index.shape[0] // col_tiles if col_tiles else least
         if segments < (rows > 0) or not least <= tile_rows < least + max(segments, 1):
             raise CorruptStreamError(
                 f"codecllm::{op}: corrupt index or table: {tile_rows} tile rows and {segments} "
@@ -92,9 +96,10 @@ class Matrix:
                 f"codecllm::{op}: corrupt raw plane: {raw.numel()} bytes, "
                 f"not {tile_rows * m.raw_row_bytes}"
             )
-        if index.numel() != tile_rows * ints:
+        if index.shape[0] != tile_rows * col_tiles:
             raise CorruptStreamError(
-                f"codecllm::{op}: corrupt index: {index.numel()} values, not {tile_rows * ints}"
+                f"codecllm::{op}: corrupt index: {index.shape[0]} records, "
+                f"not {tile_rows * col_tiles}"
             )
         bytes_ = stream.numel()
         if tile_rows and col_tiles and (bytes_ < STREAM_PAD or bytes_ % STREAM_ALIGN):
@@ -130,7 +135,7 @@ class Matrix:
             "segments": segments,
             "segment_steps": (segments - 1).bit_length(),
             "total_words": self.stream.numel() // 2,
-            "record_ints": record_ints(self.layout.len_bits),
+            "record_ints": self.index.shape[1],
             "tile_cols": self.layout.tile_cols,
             "tile_rows": self.tile_rows,
             "col_tiles": self.col_tiles,
@@ -150,8 +155,6 @@ def _check_layout(op: str, layout: Layout, rows: int, cols: int) -> None:
         raise RuntimeError(f"codecllm::{op}: shape {rows} x {cols}")
     if not 8 <= layout.scale_bits <= 11:
         raise CorruptStreamError(f"codecllm::{op}: corrupt layout: scale_bits {layout.scale_bits}")
-    if not 1 <= layout.len_bits <= 16:
-        raise CorruptStreamError(f"codecllm::{op}: corrupt layout: len_bits {layout.len_bits}")
     width = layout.tile_cols
     if width < GROUP_COLS or width % GROUP_COLS or width > MAX_TILE_COLS:
         raise CorruptStreamError(f"codecllm::{op}: corrupt layout: tile_cols {width}")
@@ -160,9 +163,8 @@ def _check_layout(op: str, layout: Layout, rows: int, cols: int) -> None:
 # ---- decode -------------------------------------------------------------------------------------
 
 
-def decode_matrix(m: Matrix, status: torch.Tensor | None) -> torch.Tensor:
-    """Bytes [rows, cols * word bytes]."""
-    out = m.stream.new_empty((m.rows, m.cols * m.layout.fmt.word_bytes))
+def decode_matrix(m: Matrix, out: torch.Tensor, status: torch.Tensor | None) -> None:
+    """out: bytes [rows, cols * word bytes]."""
 
     def run(tiles: int) -> None:
         grid = (ceil_div(m.tile_rows, tiles) * m.col_tiles,)
@@ -175,7 +177,6 @@ def decode_matrix(m: Matrix, status: torch.Tensor | None) -> torch.Tensor:
     with _on(m.stream.device):
         key, tiles = ("decode", m.layout, m.rows, m.cols), m.tile_rows * m.col_tiles
         run(tune.choose(key, lambda: decode_choices(tiles, _processors()), run))
-    return out
 
 
 def decode_rows(ids: torch.Tensor, m: Matrix, status: torch.Tensor | None) -> torch.Tensor:

@@ -1,0 +1,49 @@
+"""What the two compiled libraries share: loading, and ops behind the methods of a backend."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+
+from ...codec.operand import Operand
+from ...format.layout_word import Layout
+from .. import schema  # noqa: F401  (a compiled library implements ops that must exist)
+from .protocol import Backend
+
+
+@functools.cache
+def load(name: str, how_to_compile: str) -> str | None:
+    """Loads a library of this package; what stands in the way, or None."""
+    library = Path(__file__).parents[2] / name
+    if not library.exists():
+        return f"not compiled: {how_to_compile}"
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        return f"{library.name} does not load: {error}"
+    return None
+
+
+class CompiledBackend(Backend):
+    """Kernels in C++; the dispatcher chooses between the CPU's and CUDA's."""
+
+    @property
+    def loaded(self) -> bool:
+        assert self.dispatch_key is not None
+        return torch._C._dispatch_has_kernel_for_dispatch_key(
+            "codecllm::_decode_into", self.dispatch_key
+        )
+
+    def decode_into(self, coded: Operand, out: torch.Tensor) -> None:
+        stream, raw, index, table, _, *rest = coded
+        torch.ops.codecllm._decode_into(stream, raw, index, table, *rest, out)
+
+    def decode_rows_words(self, ids: torch.Tensor, coded: Operand) -> torch.Tensor:
+        stream, raw, index, table, _, *rest = coded
+        return torch.ops.codecllm._decode_rows_words(ids, stream, raw, index, table, *rest)
+
+
+def word_bytes(coded: Operand) -> int:
+    return Layout.unpack(coded.layout).fmt.word_bytes

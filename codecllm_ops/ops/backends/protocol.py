@@ -1,0 +1,97 @@
+"""What a backend is."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from ...codec.operand import Operand
+
+
+class DenseKernels(Protocol):
+    """What an encoder needs; `data` is uint8 [N, K * word bytes] on the CPU."""
+
+    def count_values(self, data: torch.Tensor, cols: int, format_id: int) -> torch.Tensor: ...
+
+    def count_pairs(
+        self, data: torch.Tensor, cols: int, format_id: int, tile_cols: int, predictor: int,
+        pad_value: int,
+    ) -> torch.Tensor: ...  # fmt: skip
+
+    def encode_tiles(
+        self, data: torch.Tensor, pairs: torch.Tensor, freqs: torch.Tensor, cols: int,
+        format_id: int, tile_cols: int, predictor: int, pad_value: int, window_base: int,
+        scale_bits: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...  # fmt: skip
+
+
+class Backend:
+    """A way to run the ops on one kind of device. Operands are checked for dtypes, scales and
+    devices before they come here; sizes and contents are the backend's to check.
+
+    Attributes:
+        name: what CODECLLM_BACKEND and use_backend() call it.
+        dispatch_key: of compiled kernels that the dispatcher calls itself: their decode_linear is
+            registered under it, and is put aside while another backend is wanted.
+        fuses: whether decode_linear is implemented.
+    """
+
+    name: str
+    dispatch_key: str | None = None
+    fuses = False
+    encoder: DenseKernels | None = None
+
+    def handles(self, device_type: str) -> bool:
+        """Whether an explicit wish for this backend is about "cpu", "cuda", ..."""
+        raise NotImplementedError
+
+    def volunteers(self, device_type: str) -> bool:
+        """Whether `auto` may take it for tensors of that kind of device."""
+        return self.handles(device_type)
+
+    def problem(self) -> str | None:
+        """What stands in the way in this process, or None. May load a library."""
+        return None
+
+    def absence(self) -> str | None:
+        """The same, and what a device lacks; looks at what is cheap first. For `auto`."""
+        return self.problem()
+
+    def demanded(self) -> str | None:
+        """The same for an explicit wish: the most telling reason first."""
+        return self.absence()
+
+    def problem_on(self, device: torch.device) -> str | None:
+        """Why it does not run on one device although it runs in general, or None."""
+        return None
+
+    def set_check(self, on: bool) -> None:
+        """Whether corrupt streams raise on a GPU, at the price of waiting for it."""
+
+    def details(self) -> dict[str, Any]:
+        """What backend_info() adds while this backend runs."""
+        return {}
+
+    def decode_into(self, coded: Operand, out: torch.Tensor) -> None:
+        """Fills `out`, uint8 [rows, cols * word bytes], contiguous and not empty.
+
+        Raises:
+            CorruptStreamError, or RuntimeError with the word "corrupt".
+        """
+        raise NotImplementedError
+
+    def decode_rows_words(self, ids: torch.Tensor, coded: Operand) -> torch.Tensor:
+        """Rows `ids` (int64 [n]) as uint8 [n, cols * word bytes].
+
+        Raises:
+            IndexError, or RuntimeError with "is out of range"; a GPU that is not waited for gives
+            rows of all ones instead.
+        """
+        raise NotImplementedError
+
+    def decode_linear(
+        self, x: torch.Tensor, coded: Operand, bias: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """x [..., cols] to [..., rows]; None leaves a case to decode and GEMM."""
+        raise NotImplementedError

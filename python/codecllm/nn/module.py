@@ -1,0 +1,576 @@
+"""What compressed modules share: four streams as parameters, runtime tables as buffers.
+
+READ ME FIRST
+1. Streams are parameters, not buffers: device maps offload parameters only, and DDP broadcasts
+   buffers in every forward. They need no gradient and must never be cast.
+2. `module.weight` is a CodedWeight, which looks like the dense matrix. The Parameter of that name,
+   the 1-D coded plane, is `module.streams[0]`. Where that has no memory to decode (on meta,
+   sharded), `module.weight` is the Parameter itself.
+3. Streams have sizes that depend on the data: loading resizes them, in place, because a tied
+   module holds the same Parameter object.
+4. Ops get an operand: the streams, and runtime tables that follow from the head. Tables are built
+   when streams arrive. A forward on a GPU never builds one, copies or waits, also where streams
+   have moved: equal sizes there mean the same matrix.
+5. Streams may be replaced behind the module's back (`_parameters`, `.data`): see operand() for what
+   that notices. After anything else, and before compiled code runs again: sync_tables(model).
+"""
+
+from __future__ import annotations
+
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+import codecllm_ops
+from codecllm_ops.codec.coded import CodedMatrix, lasting
+from codecllm_ops.codec.operand import Operand
+from codecllm_ops.format import CorruptStreamError, Head
+
+from .codec import Codec
+from .execution import EXACT, FUSED, Execution, exact_or_fused
+from .ops import checking, decode, own_error
+from .streams import (
+    STREAM_DTYPES,
+    STREAM_NAMES,
+    Stream,
+    align,
+    as_stream,
+    checksum,
+    checksum_of,
+    checksum_word,
+    has_bytes,
+    mark_dynamic,
+    on_host,
+    parse_head,
+)
+from .weight import CodedWeight
+
+_KEPT_BUFFERS = ("weight_table", "weight_scale")
+Streams = dict[str, torch.Tensor] | CodedMatrix | CodedWeight
+"""What a module can be filled with: tensors by stream name, a coded matrix, a coded weight."""
+
+
+@dataclass
+class Statistics:
+    """What a module did since statistics were switched on.
+
+    Attributes:
+        calls: forwards.
+        vectors: rows of x, or ids, over all calls.
+        seconds: wall time inside the op, with the device synchronised before and after.
+    """
+
+    calls: int = 0
+    vectors: int = 0
+    seconds: float = 0.0
+
+
+_checksums_compared = ContextVar("checksums_compared", default=False)
+
+
+@contextmanager
+def checksums_compared() -> Iterator[None]:
+    """load_state_dict in here leaves checksums out: for callers that have compared them already."""
+    token = _checksums_compared.set(True)
+    try:
+        yield
+    finally:
+        _checksums_compared.reset(token)
+
+
+class CodedModule(nn.Module):
+    """Mixin of CompressedLinear and CompressedEmbedding: rows x cols weights as coded streams."""
+
+    weight_raw: nn.Parameter  # uint8 [*]
+    weight_index: nn.Parameter  # int32 [*]
+    weight_head: nn.Parameter  # uint8 [*]
+    weight_table: torch.Tensor  # int32 [segments, 8 + 2^scale_bits]
+    weight_scale: torch.Tensor | None  # float32 [1] or [rows]
+    dtype_like: torch.Tensor  # [0], carries the dense dtype through .half() and .to(dtype)
+    execution: Execution
+    statistics: Statistics | None
+
+    _head: Head | None  # of the matrix that the tables are of
+    _layout: int
+    _index_shape: tuple[int, int]
+    _known: tuple[int, ...]  # its checksum and the sizes of its streams
+    _live: tuple[Any, ...] | None  # what the host saw of the streams, and the rest of the operand
+    _operand: Operand | None  # for compiled code
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """rows, cols of the dense weight."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _options_of(dense: nn.Module) -> dict[str, Any]:
+        """What _set_up() wants to know of a dense module."""
+        raise NotImplementedError
+
+    def _set_up(self, **options: Any) -> None:
+        """Sets the attributes of the dense base class."""
+        raise NotImplementedError
+
+    def _dense_without_weight(self) -> nn.Module:
+        """The dense module with its weight on meta."""
+        raise NotImplementedError
+
+    def _code(
+        self,
+        dense: nn.Module,
+        codec: Codec | None,
+        format: str,
+        execution: Execution,
+        statistics: bool,
+    ) -> None:
+        """Becomes the compressed form of `dense`."""
+        weight = dense.weight
+        assert isinstance(weight, torch.Tensor)
+        coded = (codec or Codec()).encode_matrix(weight, format)
+        self._fill(self._options_of(dense), coded, weight.dtype, execution)
+        self.training = dense.training
+        self.statistics = Statistics() if statistics else None
+
+    @classmethod
+    def _made(
+        cls,
+        options: dict[str, Any],
+        streams: Streams | CodedModule | None,
+        dtype: torch.dtype,
+        execution: Execution = FUSED,
+        device: torch.device | str | None = None,
+    ) -> Self:
+        self = cls.__new__(cls)
+        self._fill(options, streams, dtype, execution, device)
+        return self
+
+    def _fill(
+        self,
+        options: dict[str, Any],
+        streams: Streams | CodedModule | None,
+        dense_dtype: torch.dtype,
+        execution: Execution,
+        device: torch.device | str | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.execution = execution
+        self._set_up(**options)
+        self._init_streams(streams, dense_dtype, device)
+
+    def reset_parameters(self) -> None:
+        """Nothing to reset: the weight is coded."""
+
+    def _init_streams(
+        self,
+        streams: Streams | CodedModule | None,
+        dense_dtype: torch.dtype,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Registers streams and buffers.
+
+        Args:
+            streams: what the module is filled with; a module whose Parameters become shared; or
+                None for empty ones that a loader fills.
+            dense_dtype: dtype of the dense weight outside: what decompress() returns, and what an
+                embedding puts out.
+        """
+        self._head = self._operand = self._live = self.statistics = None
+        self._known = ()
+        for name, parameter in zip(STREAM_NAMES, _parameters(streams, device), strict=True):
+            self.register_parameter(name, parameter)
+        device = self.streams[0].device
+        like = torch.empty(0, dtype=dense_dtype, device=device)
+        self.register_buffer("dtype_like", like, persistent=False)
+        table = torch.empty(0, dtype=torch.int32, device=device)
+        self.register_buffer("weight_table", table, persistent=False)
+        self.register_buffer("weight_scale", None, persistent=False)
+        # transformers would otherwise draw normal numbers into uint8 when streams are offloaded.
+        self._is_hf_initialized = True
+        if streams is not None and has_bytes(self.weight_head):
+            self.rebuild()
+
+    # ---- what is there --------------------------------------------------------------------------
+
+    @property
+    def streams(self) -> tuple[nn.Parameter, ...]:
+        """The four Parameters, in the order of STREAM_NAMES."""
+        p = self._parameters
+        return p["weight"], p["weight_raw"], p["weight_index"], p["weight_head"]  # type: ignore
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The coded weight [rows, cols], or the Parameter where there is nothing to decode."""
+        if "_parameters" not in self.__dict__ or "weight" not in self._parameters:
+            raise AttributeError(f"{type(self).__name__} has no weight yet")
+        if torch.compiler.is_compiling():
+            return self.dense_weight()
+        if not all(map(has_bytes, self.streams)):
+            return self.streams[0]
+        try:
+            return self._face()
+        except AttributeError as error:  # nn.Module would look for the name elsewhere
+            raise RuntimeError(f"codecllm: {error}") from error
+
+    def _face(self) -> CodedWeight:
+        """One object as long as somebody holds it: tied modules have one weight."""
+        operand, stream = Operand(*self.operand()), self.streams[0]
+        assert self._head is not None
+        where = tuple(s.data_ptr() for s in self.streams)
+        key = (where, self._known[0], self.dense_dtype, self.execution)
+        known, before = getattr(stream, "_face", (None, None))
+        face = before() if known == key and before is not None else None
+        if face is None:
+            own = None if operand.scale is not None else self._head.fmt.dtype
+            face = CodedWeight._of(self.streams, operand, self.dense_dtype, self.execution, own)
+            # Weak: what the face holds would outlive streams that are moved away.
+            stream._face = key, weakref.ref(face)  # type: ignore[attr-defined]
+        return face
+
+    @property
+    def dense_dtype(self) -> torch.dtype:
+        return self.dtype_like.dtype
+
+    @property
+    def exact(self) -> bool:
+        """Whether outputs equal the dense module's bit by bit; see Execution."""
+        return self.execution is EXACT
+
+    @exact.setter
+    def exact(self, exact: bool) -> None:
+        self.execution = exact_or_fused(exact)
+
+    @property
+    def coded(self) -> CodedMatrix:
+        """The streams as a CodedMatrix; it shares their memory."""
+        return CodedMatrix(*(s.detach() for s in self.streams))
+
+    @property
+    def ready(self) -> bool:
+        """Whether the runtime tables belong to the streams that are there."""
+        if self._head is None:
+            return False
+        return not has_bytes(self.weight_head) or self._is_known()
+
+    # ---- tables and operand ---------------------------------------------------------------------
+
+    def rebuild(self, head: Head | None = None) -> None:
+        """Builds table, scale and operand.
+
+        Args:
+            head: by default that of the streams, which must not be on the meta device then.
+
+        Raises:
+            CorruptStreamError: the head is malformed, or of another matrix than this module's.
+        """
+        here = has_bytes(self.weight_head)
+        if head is None:
+            head = parse_head(self.weight_head)
+        if (head.rows, head.cols) != self.matrix_shape:
+            raise CorruptStreamError(
+                f"head: a matrix of {[head.rows, head.cols]}, "
+                f"the module has {list(self.matrix_shape)}"
+            )
+        # dtype_like is never offloaded: it is where the module computes.
+        device = self.weight_head.device if here else self.dtype_like.device
+        of_head = _without_streams(head, device)
+        self.weight_table, self.weight_scale = of_head.table, of_head.scale
+        self._head, self._layout, self._index_shape = head, of_head.layout, head.index_shape
+        if here:
+            sizes = tuple(stream.numel() for stream in self.streams)
+            self._known = checksum(self.weight_head), *sizes
+        else:
+            packed = head.pack()
+            sizes = head.stream_bytes, head.raw_bytes, head.index_ints, len(packed)
+            self._known = checksum_of(packed), *sizes
+        self._operand = self._live = None
+        if here:
+            self._settle()
+
+    def operand(self) -> Sequence[Any]:
+        """What the ops take, in the order of an Operand.
+
+        Every eager call looks where head and index are, and on the CPU at the checksum in the head,
+        which stands for all four: 0.5 us. On a GPU that would wait for the device, so streams of
+        the same sizes are taken for the same matrix.
+        """
+        if torch.compiler.is_compiling():
+            return self._operand if self._operand is not None else self._loose_operand()
+        live = self._live
+        if live is not None:
+            head, index, crc, now, others = live
+            p = self._parameters
+            try:
+                if (
+                    p["weight_head"].data_ptr() == head  # type: ignore[union-attr]
+                    and p["weight_index"].data_ptr() == index  # type: ignore[union-attr]
+                    and (now is None or now.value == crc)
+                ):
+                    return p["weight"], p["weight_raw"], *others
+            except RuntimeError:  # fakes and wrappers of transforms have no address
+                pass
+        return self._look_again()
+
+    def _look_again(self) -> Sequence[Any]:
+        if not all(map(has_bytes, self.streams)):
+            return self._loose_operand()
+        if self._is_known():
+            self._see_streams()
+        else:
+            self.rebuild()
+        return self.operand()
+
+    def _is_known(self) -> bool:
+        """Whether these are the streams that the tables are of, as far as the host can see."""
+        if self._head is None or tuple(s.numel() for s in self.streams) != self._known[1:]:
+            return False
+        look = on_host(self.weight_head) or checking()
+        return not look or checksum(self.weight_head) == self._known[0]
+
+    def _see_streams(self) -> None:
+        """Takes the streams that are there for those of the tables.
+
+        What is kept between eager calls holds no memory of streams but the index, 0.4 % of them:
+        who moves streams away (accelerate, diffusers) wants it back.
+        """
+        assert self._head is not None
+        self._operand = None
+        with lasting():
+            for stream in self.streams:
+                align(stream)
+            index, head = self.weight_index.data.view(self._index_shape), self.weight_head
+            table, scale = self._buffers["weight_table"], self._buffers["weight_scale"]
+            assert table is not None
+            if table.device != head.device:
+                table = self.weight_table = table.to(head.device)
+                scale = self.weight_scale = None if scale is None else scale.to(head.device)
+            now = checksum_word(head) if on_host(head) else None
+            others = index, table, scale, *self.matrix_shape, self._layout
+            # In one assignment, because other threads read it.
+            self._live = head.data_ptr(), index.data_ptr(), self._known[0], now, others
+
+    def _settle(self) -> None:
+        """For streams that stay: compiled code gets views that are no Parameters, because sizes of
+        Parameters would be compiled in, and each layer would be another graph.
+        """
+        self._see_streams()
+        assert self._live is not None
+        stream, raw, others = self.streams[0].data, self.streams[1].data, self._live[-1]
+        for t in (stream, raw, others[0]):
+            mark_dynamic(t)
+        self._operand = Operand(stream, raw, *others)
+
+    def _loose_operand(self) -> Operand:
+        """Of streams that are fakes, wrapped by transforms, exported, sharded or on meta."""
+        if self._head is None:
+            raise RuntimeError("codecllm: this module has no streams yet; load them first")
+        stream, raw, index, _ = self.streams
+        index = index.view(self._index_shape)
+        p = self._buffers
+        return Operand(
+            stream, raw, index, p["weight_table"], p["weight_scale"], *self.matrix_shape,
+            self._layout,
+        )  # fmt: skip
+
+    # ---- the weight, dense ----------------------------------------------------------------------
+
+    def decode(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The dense weight [rows, cols].
+
+        Args:
+            dtype: None for the coded bits: the original weight, or for int8 the integers.
+        """
+        try:
+            return decode(self.operand(), dtype)
+        except RuntimeError as error:
+            raise own_error(error) from None
+
+    def dense_weight(self) -> torch.Tensor:
+        """[rows, cols] of the dense dtype: the original bits as long as that is the coded one."""
+        return self.decode(self.dense_dtype)
+
+    def decompress(self) -> nn.Module:
+        """The dense module; what it shares with this one (a bias) is the same Parameter."""
+        dense = self._dense_without_weight()
+        dense.weight = nn.Parameter(self.dense_weight())
+        return dense.train(self.training)
+
+    def _started(self) -> float:
+        """The time before an op that is counted. Eager only: it waits for the device."""
+        if self.streams[0].is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def _count(self, started: float, vectors: int) -> None:
+        seconds = self._started() - started
+        assert self.statistics is not None
+        self.statistics.calls += 1
+        self.statistics.vectors += vectors
+        self.statistics.seconds += seconds
+
+    # ---- what others do to modules --------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in STREAM_DTYPES or name not in self.__dict__.get("_parameters", ()):
+            super().__setattr__(name, value)
+            return
+        if isinstance(value, CodedWeight):
+            self._share(name, value)
+            return
+        if not isinstance(value, nn.Parameter):
+            super().__setattr__(name, value)  # says that it must be a Parameter
+            return
+        if value.dtype != STREAM_DTYPES[name]:
+            raise TypeError(
+                f"{name} of a {type(self).__name__} is a coded stream, not {value.dtype} "
+                f"{list(value.shape)}; for a dense weight decompress the module first "
+                "(codecllm.decompress_model)"
+            )
+        self._parameters[name] = as_stream(value)
+        self.__dict__["_operand"] = self.__dict__["_live"] = None  # would keep the old ones alive
+
+    def _share(self, name: str, weight: CodedWeight) -> None:
+        """Tying: from now on this module holds the streams of `weight`."""
+        if name != "weight" or tuple(weight.shape) != self.matrix_shape:
+            raise ValueError(
+                f"a coded weight of {list(weight.shape)} cannot become {name} of a module of "
+                f"{list(self.matrix_shape)}"
+            )
+        for part, stream in zip(STREAM_NAMES, weight.streams, strict=True):
+            stream = stream if isinstance(stream, nn.Parameter) else Stream(stream)
+            setattr(self, part, stream)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        if name in STREAM_DTYPES and type(param).__name__ == "DTensor":
+            raise NotImplementedError(
+                f"{name}: tensor parallelism cuts a weight into shares, and a coded stream cannot be "
+                "cut so; shard it with fully_shard (FSDP2), or parallelize the dense model"
+            )
+        super().register_parameter(name, param)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True):
+        # .half(), .type(t) and the like may move streams, tables and scales, never cast them.
+        kept = {id(t) for t in (*self.streams, *(self._buffers[n] for n in _KEPT_BUFFERS))}
+
+        def move(t: torch.Tensor) -> torch.Tensor:
+            out = fn(t)
+            if id(t) in kept:
+                out = (t.to(out.device) if out.dtype != t.dtype else out).detach()
+            return out
+
+        ready = self.ready
+        super()._apply(move, recurse)
+        for stream in self.streams:
+            as_stream(stream)
+        self._operand = self._live = None
+        if not ready or self.weight_head.is_meta:
+            self._head = None
+        elif all(map(has_bytes, self.streams)):
+            self._settle()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_operand": None, "_live": None}  # of this process's memory
+
+    def requires_grad_(self, requires_grad: bool = True):
+        """The bias only: streams are integers and stay frozen."""
+        for name, parameter in self.named_parameters():
+            if name not in STREAM_DTYPES:
+                parameter.requires_grad_(requires_grad)
+        return self
+
+    # ---- loading --------------------------------------------------------------------------------
+
+    def _load_from_state_dict(
+        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+    ) -> None:
+        incoming = {n: state_dict.get(prefix + n) for n in STREAM_NAMES}
+        there = [n for n, t in incoming.items() if t is not None]
+        if there and len(there) < len(STREAM_NAMES):
+            error_msgs.append(
+                f"{prefix}weight: streams {there} without "
+                f"{[n for n in STREAM_NAMES if n not in there]}; was this state saved dense? "
+                "Load it into the uncompressed model."
+            )
+            return
+        if there:
+            self._make_room(prefix, incoming)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if there and has_bytes(self.weight_head):
+            self.rebuild()
+
+    def _make_room(self, prefix: str, incoming: dict[str, torch.Tensor]) -> None:
+        """Checks arriving streams and gives the parameters their sizes."""
+        if all(map(has_bytes, incoming.values())):
+            try:
+                coded = CodedMatrix(*(incoming[n].detach() for n in STREAM_NAMES))
+                coded.check(checksums=not _checksums_compared.get())
+                if coded.shape != self.matrix_shape:
+                    raise CorruptStreamError(
+                        f"head: a matrix of {list(coded.shape)}, "
+                        f"the module has {list(self.matrix_shape)}"
+                    )
+            except (CorruptStreamError, codecllm_ops.UnsupportedFormatError) as error:
+                raise type(error)(f"{prefix}weight: {error}") from error
+        for name, tensor in incoming.items():
+            parameter = self._parameters[name]
+            assert parameter is not None
+            if parameter.shape != tensor.shape:
+                parameter.data = parameter.new_empty(tensor.shape)
+
+
+def _without_streams(head: Head, device: torch.device) -> CodedMatrix:
+    """For what follows from a head alone."""
+    matrix = CodedMatrix(*(torch.empty(0, dtype=d, device=device) for d in STREAM_DTYPES.values()))
+    matrix.__dict__["info"] = head
+    return matrix
+
+
+def _parameters(
+    streams: Streams | CodedModule | None, device: torch.device | str | None
+) -> list[nn.Parameter]:
+    """The four Parameters that a module starts with."""
+    if isinstance(streams, CodedModule):
+        return list(streams.streams)
+    tensors: list[torch.Tensor]
+    if streams is None:
+        tensors = [torch.empty(0, dtype=dtype, device=device) for dtype in STREAM_DTYPES.values()]
+    elif isinstance(streams, CodedMatrix):
+        tensors = list(streams.tensors())
+    elif isinstance(streams, CodedWeight):
+        tensors = list(streams.streams)
+    else:
+        tensors = [streams[name] for name in STREAM_NAMES]
+    # Inference tensors could not be saved for a backward pass.
+    with lasting():
+        tensors = [t.clone() if t.is_inference() else t for t in tensors]
+        return [t if isinstance(t, Stream) else Stream(t) for t in tensors]
+
+
+def sync_tables(model: nn.Module) -> None:
+    """Rebuilds the tables of all compressed modules that have streams, replaced or not."""
+    for module in model.modules():
+        if isinstance(module, CodedModule) and has_bytes(module.weight_head):
+            module.rebuild()
+
+
+def set_exact(model: nn.Module, exact: bool = True) -> None:
+    """Switches all compressed modules of a model between exact and fused."""
+    for module in model.modules():
+        if isinstance(module, CodedModule):
+            module.exact = exact
+
+
+def set_statistics(model: nn.Module, on: bool = True) -> None:
+    """Gives all compressed modules of a model new counters, or takes them away."""
+    for module in model.modules():
+        if isinstance(module, CodedModule):
+            module.statistics = Statistics() if on else None
