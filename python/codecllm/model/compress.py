@@ -33,7 +33,7 @@ from ..nn.codec import check_format
 from .plugins import after_compressing
 from .report import CODED, OTHER, SKIPPED, STORED, TIED, CompressionReport, LayerReport
 from .select import Predicate, kept_dense
-from .skeleton import compressed_memory, resident_bytes
+from .skeleton import compressed_memory, own_tensors, resident_bytes
 
 _CODED_DTYPES = {f.dtype for f in WEIGHT_FORMATS.values() if f.dtype != torch.int8}
 
@@ -180,12 +180,8 @@ def _others(model: nn.Module, layers: list[LayerReport]) -> Iterator[LayerReport
     named = {layer.name for layer in layers}
     seen: set[int] = set()
     for name, module in model.named_modules():
-        if isinstance(module, CodedModule):
-            own = [("bias", module._parameters.get("bias"))]
-        else:
-            own = [*module._parameters.items(), *module._buffers.items()]
-        for part, tensor in own:
-            if tensor is None or id(tensor) in seen or (part == "weight" and name in named):
+        for part, tensor, _ in own_tensors(module):
+            if id(tensor) in seen or (part == "weight" and name in named):
                 continue
             seen.add(id(tensor))
             full = f"{name}.{part}" if name else part

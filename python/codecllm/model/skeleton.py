@@ -117,7 +117,7 @@ def _account(model: nn.Module, coded: Mapping[int, int], reasons: Mapping[int, s
     dense: Counter[str] = Counter()
     seen: set[int] = set()
     for module in model.modules():
-        for part, tensor, size in _tensors(module):
+        for part, tensor, size in own_tensors(module):
             identity = _identity(tensor)
             if identity in seen:
                 continue
@@ -131,7 +131,7 @@ def _account(model: nn.Module, coded: Mapping[int, int], reasons: Mapping[int, s
     return Memory(plain, total, dict(dense.most_common()))
 
 
-def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, int]]:
+def own_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, int]]:
     """Own parameters and buffers with the bytes of their dense forms; of streams only the first."""
     is_coded = isinstance(module, CodedModule)
     for part, tensor in (*module._parameters.items(), *module._buffers.items()):
