@@ -12,6 +12,7 @@ from torch import nn
 
 import codecllm
 from codecllm.nn import CodedModule, CompressedEmbedding, CompressedLinear
+from codecllm_ops.format import Head
 
 
 def test_every_layer_keeps_its_own_weights(tied):
@@ -208,6 +209,26 @@ def test_save_file_and_load_file(tied, ids, tmp_path, meta):
     codecllm.set_exact(fresh)
     assert torch.equal(fresh(ids), expected)
     assert fresh.head.weight is fresh.embed.weight
+
+
+def test_load_file_parses_a_head_once(tied, tmp_path, monkeypatch):
+    codecllm.compress_model_weights(tied)
+    codecllm.save_file(tied, tmp_path / "m.safetensors")
+    real, parsed = Head.parse, []
+    monkeypatch.setattr(Head, "parse", lambda data: parsed.append(1) or real(data))
+    codecllm.load_file(type(tied)(), tmp_path / "m.safetensors")
+    assert len(parsed) == 3  # the tied weight and two layers
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_load_file_gives_the_weights_the_dtype_of_the_model(tied, ids, tmp_path, dtype):
+    codecllm.compress_model_weights(tied)
+    codecllm.save_file(tied, tmp_path / "m.safetensors")
+    loaded = codecllm.load_file(type(tied)(dtype), tmp_path / "m.safetensors")
+    codecllm.decompress_model(loaded.to(dtype))
+    assert {p.dtype for p in loaded.parameters()} == {dtype}
+    codecllm.decompress_model(tied)
+    assert torch.equal(loaded(ids), tied.to(dtype)(ids))
 
 
 def test_load_file_refuses_another_architecture(tied, tmp_path):
