@@ -2,8 +2,8 @@
 
 Shared memory serves 32 banks of 4 bytes in a clock; lanes that want different words of one bank
 wait for each other: an access takes as many wavefronts as the busiest bank has different words. The
-simulation walks through tiles as csrc/cuda/lane.cuh does: in every step each lane looks up a slot
-of the table, and lanes that refill their state fetch the word after the one they take in.
+simulation walks through tiles as csrc/cuda/rans/lane.cuh does: in every step each lane looks up a
+slot of the table, and lanes that refill their state fetch the word after the one they take in.
 
     python tools/wavefronts.py [rows cols]
 """
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codecllm_ops.codec.coded import CodedMatrix, read_index
-from codecllm_ops.codec.tables import runtime_table
+from codecllm_ops.codec.coded import CodedMatrix
+from codecllm_ops.codec.rans.index import read_index
+from codecllm_ops.codec.rans.tables import runtime_table
 
 LANES, BANKS = 32, 32
 _RANS_L = 1 << 16

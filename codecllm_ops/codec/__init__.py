@@ -1,6 +1,6 @@
-"""Coded matrices and the slow, complete reference codec (docs/format.md in plain Python)."""
+"""Coded matrices: what is common to all codings, and a room for each (docs/format.md)."""
 
 from .coded import CodedMatrix
-from .tables import plan_segment, runtime_table, slot_table
+from .operand import Operand
 
-__all__ = ["CodedMatrix", "plan_segment", "runtime_table", "slot_table"]
+__all__ = ["CodedMatrix", "Operand"]

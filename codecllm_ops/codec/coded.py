@@ -7,17 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
-import numpy as np
 import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from ..format import scales
 from ..format.errors import CorruptStreamError
-from ..format.head import MAX_SEGMENTS, ROW_SCALE, TENSOR_SCALE, Head
-from ..format.layout import LANES, STREAM_ALIGN, STREAM_PAD, TILE_ROWS, ceil_div, record_ints
+from ..format.head import Head
 from ..format.layout_word import CODINGS, Layout
+from . import codings
+from .assemble import assemble, bytes_of
 from .operand import Operand
-from .tables import runtime_table
 
 PARTS = {
     "stream": torch.uint8,
@@ -36,12 +37,6 @@ def lasting() -> Iterator[None]:
         yield
 
 
-def _bytes(t: torch.Tensor) -> memoryview:
-    if t.numel() == 0:
-        return memoryview(b"")
-    return memoryview(t.detach().cpu().contiguous().view(torch.uint8).numpy())
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class CodedMatrix:
     """stream, raw, head: uint8 [*]; index: int32 [*]; all on one device.
@@ -57,11 +52,7 @@ class CodedMatrix:
     @staticmethod
     def build(head: Head, stream, raw, index, device=None) -> CodedMatrix:
         """From a head without checksums and three buffers or tensors."""
-        parts = [_as_tensor(b, torch.uint8) for b in (stream, raw)]
-        parts.append(_as_tensor(index, torch.int32))
-        head = head.with_crcs(*(_bytes(p) for p in parts))
-        packed = torch.frombuffer(bytearray(head.pack()), dtype=torch.uint8)
-        return CodedMatrix(*(p.to(device) for p in (*parts, packed)))
+        return CodedMatrix(*assemble(head, stream, raw, index, device))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, CodedMatrix):
@@ -86,7 +77,7 @@ class CodedMatrix:
     def info(self) -> Head:
         """The parsed head. Raises CorruptStreamError or UnsupportedFormatError."""
         with lasting():
-            return Head.parse(bytes(_bytes(self.head)))
+            return Head.parse(bytes(bytes_of(self.head)))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -105,6 +96,10 @@ class CodedMatrix:
     def coding(self) -> str:
         """What the tensors hold: "rans" or "stored"."""
         return self.info.coding
+
+    @property
+    def _room(self) -> codings.Coding:
+        return codings.room(self.info.coding)
 
     @cached_property
     def layout(self) -> int:
@@ -130,9 +125,9 @@ class CodedMatrix:
 
     @cached_property
     def table(self) -> torch.Tensor:
-        """Runtime slot tables, int32 [segments, 8 + 2^scale_bits]; built from the head."""
+        """What kernels keep beside the streams, int32 [segments, *]; built from the head."""
         with lasting():
-            return torch.from_numpy(runtime_table(self.info)).to(self.device)
+            return torch.from_numpy(self._room.runtime_table(self.info)).to(self.device)
 
     @cached_property
     def scale(self) -> torch.Tensor | None:
@@ -154,7 +149,31 @@ class CodedMatrix:
     def tensors(self) -> tuple[torch.Tensor, ...]:
         return self.stream, self.raw, self.index, self.head
 
-    def to(self, device) -> CodedMatrix:
+    def to(self, where: torch.device | str, **options: Any) -> CodedMatrix:
+        """The same matrix on another device, or in another coding ("rans", "stored").
+
+        Converting is lossless and deterministic: "rans" gives the bytes that encode() gives for
+        the decoded weight. The matrix itself where nothing changes.
+
+        Args:
+            options: for "rans": those of encode().
+
+        Raises:
+            ValueError: options for anything else.
+        """
+        if where in codings.NAMES:
+            return self if where == self.coding and not options else self._converted(where, options)
+        if options:
+            raise ValueError(f"to({where!r}): {', '.join(options)} belong to a coding")
+        return self._moved(where)
+
+    def _converted(self, coding: str, options: dict[str, Any]) -> CodedMatrix:
+        words = torch.ops.codecllm.decode(*self.operand)
+        tensors = codings.room(coding).encode(words, self.info, **options)
+        converted = CodedMatrix(*tensors)
+        return converted.prepare() if self.prepared else converted
+
+    def _moved(self, device: torch.device | str) -> CodedMatrix:
         moved = CodedMatrix(*(t.to(device) for t in self.tensors()))
         return moved.prepare() if self.prepared and not moved.head.is_meta else moved
 
@@ -177,75 +196,36 @@ class CodedMatrix:
         if checksums:
             expected = (info.crc_stream, info.crc_raw, info.crc_index)
             for name, t, crc in zip(PARTS, self.tensors(), expected, strict=False):
-                found = zlib.crc32(_bytes(t))
+                found = zlib.crc32(bytes_of(t))
                 if found != crc:
                     raise CorruptStreamError(
                         f"{name}: CRC-32 {found:#010x}, the head says {crc:#010x}"
                     )
-        if not info.stored:
-            self._check_index()
+        self._room.check_contents(self)
         return self
-
-    def _check_index(self) -> None:
-        info, grid = self.info, self.info.grid
-        starts, lengths, segments = read_index(self.index.cpu().numpy(), info.len_bits)
-        tiles = [ceil_div(s.rows, TILE_ROWS) * grid.col_tiles for s in info.segments]
-        expected = np.repeat(np.arange(len(tiles)), tiles)
-        if (segments != expected).any():
-            tile = int(np.argmax(segments != expected))
-            raise CorruptStreamError(f"index: tile {tile} names segment {segments[tile]}")
-        ends = starts + 2 * lengths.sum(axis=1)
-        bad = ends > info.stream_bytes - STREAM_PAD
-        if bad.any():
-            tile = int(np.argmax(bad))
-            raise CorruptStreamError(
-                f"index: tile {tile} ends at byte {ends[tile]} of {info.stream_bytes - STREAM_PAD}"
-            )
-        if (lengths < 2).any():
-            raise CorruptStreamError("index: a lane has fewer than the two words of its state")
 
     def slice(self, rows: slice = slice(None), cols: slice = slice(None)) -> CodedMatrix:
         """Copies a part without decoding (tensor parallel ranks, experts).
 
         Args:
             rows, cols: step 1. Borders must be tile borders: rows at multiples of 16 within their
-                segment, cols at multiples of tile_cols; or the matrix's end.
+                segment, cols at multiples of tile_cols; or the matrix's end. A stored matrix may
+                be cut anywhere.
 
         Raises:
-            ValueError: a border inside a tile, or a stored matrix cut along columns.
+            ValueError: a border inside a tile.
         """
-        info, grid = _row_scaled(self.info), self.info.grid
-        r0, r1 = _range(rows, info.rows, "rows")
-        c0, c1 = _range(cols, info.cols, "cols")
-        scale = info.scale
-        if scale is not None and info.scale_kind == ROW_SCALE:
-            scale = scale[r0:r1]
-        if info.stored:
-            width = info.cols * info.fmt.word_bytes
-            words = self.stream.view(info.rows, width)
-            b = info.fmt.word_bytes
-            part = words[r0:r1, c0 * b : c1 * b].reshape(-1)
-            head = replace(info, rows=r1 - r0, cols=c1 - c0, scale=scale)
-            return CodedMatrix.build(head, part, self.raw, self.index, self.device)
-        for border in (c0, c1):
-            if border % info.tile_cols and border != info.cols:
-                raise ValueError(
-                    f"slice: column {border} is inside a tile; tile_cols is {info.tile_cols}"
-                )
-        tile_rows, segments = _cut_segments(info.segments, r0, r1)
-        col_tiles = range(c0 // info.tile_cols, ceil_div(c1, info.tile_cols)) if c1 > c0 else ()
-        tiles = np.array([[tr * grid.col_tiles + ct for ct in col_tiles] for tr in tile_rows])
-        tiles = tiles.reshape(-1).astype(np.int64)
+        info = self.info
+        rows, cols = _range(rows, info.rows, "rows"), _range(cols, info.cols, "cols")
+        kind = scales.per_row(info.scale_kind, info.rows)
         head = replace(
-            info, rows=r1 - r0, cols=c1 - c0, segments=tuple(s for s, _ in segments), scale=scale
+            info,
+            rows=rows.stop - rows.start,
+            cols=cols.stop - cols.start,
+            scale=scales.cut(info.scale, kind, rows),
+            scale_kind=kind,
         )
-        raw = _raw_rows(self.raw, grid, tile_rows, col_tiles)
-        stream, index = _gather_tiles(
-            self,
-            tiles,
-            np.repeat(np.arange(len(segments)), [n * len(col_tiles) for _, n in segments]),
-        )
-        return CodedMatrix.build(head, stream, raw, index, self.device)
+        return CodedMatrix.build(*self._room.cut(self, head, rows, cols), self.device)
 
     @staticmethod
     def concat_rows(parts: list[CodedMatrix]) -> CodedMatrix:
@@ -255,51 +235,37 @@ class CodedMatrix:
         allow_stored=False: stored parts stack with stored ones only.
 
         Raises:
-            ValueError: parts differ in format, cols, tile_cols, scale_bits, predictor, scale kind;
-                some but not all are stored; too many segments together.
+            ValueError: parts differ in format, cols, coding, tile_cols, scale_bits, predictor or
+                kind of scale; some but not all are stored; too many segments together.
         """
-        infos = [_row_scaled(p.info) for p in parts]
-        if not infos:
+        if not parts:
             raise ValueError("concat_rows: no parts")
-        keys = ("fmt", "cols", "stored", "tile_cols", "scale_bits", "predictor", "scale_kind")
-        for key in keys:
-            values = {getattr(i, key) for i in infos}
-            if len(values) > 1:
-                shown = ", ".join(str(getattr(i, key)) for i in infos)
-                remedy = "; encode all with allow_stored=False" if key == "stored" else ""
-                raise ValueError(f"concat_rows: parts differ in {key}: {shown}{remedy}")
-        first, scale = infos[0], None
-        if first.scale_kind:
-            if first.scale_kind != ROW_SCALE:
-                raise ValueError("concat_rows: parts with one scale per tensor; scale rows instead")
-            scale = np.concatenate([i.scale for i in infos])
-        rows = sum(i.rows for i in infos)
-        device = parts[0].device
-        if first.stored:
-            head = replace(first, rows=rows, scale=scale)
-            stream = torch.cat([p.stream for p in parts])
-            return CodedMatrix.build(head, stream, parts[0].raw, parts[0].index, device)
-        if (count := sum(len(i.segments) for i in infos)) > MAX_SEGMENTS:
-            raise ValueError(f"concat_rows: {count} segments, at most {MAX_SEGMENTS}")
-        len_bits = max(i.len_bits for i in infos)
-        streams, records, at, segment = [], [], 0, 0
-        for part, info in zip(parts, infos, strict=True):
-            body = part.stream[: info.stream_bytes - STREAM_PAD]
-            starts, lengths, segments = read_index(part.index.cpu().numpy(), info.len_bits)
-            records.append(write_index(starts + at, lengths, segments + segment, len_bits))
-            streams.append(body)
-            at += body.numel()
-            segment += len(info.segments)
-        streams.append(torch.zeros(STREAM_PAD, dtype=torch.uint8, device=device))
+        first, room = parts[0].info, parts[0]._room
+        kinds = [scales.per_row(p.info.scale_kind, p.info.rows) for p in parts]
+        for key in ("fmt", "cols", "coding", *room.concat_keys):
+            _must_be_equal(key, [getattr(p.info, key) for p in parts])
+        _must_be_equal("scale_kind", kinds)
         head = replace(
             first,
-            rows=rows,
-            len_bits=len_bits,
-            segments=tuple(s for i in infos for s in i.segments),
-            scale=scale,
+            rows=sum(p.info.rows for p in parts),
+            scale=scales.join(kinds[0], [p.info.scale for p in parts]),
+            scale_kind=kinds[0],
         )
-        raw = torch.cat([p.raw for p in parts])
-        return CodedMatrix.build(head, torch.cat(streams), raw, np.concatenate(records), device)
+        return CodedMatrix.build(*room.join(parts, head), parts[0].device)
+
+
+def _must_be_equal(key: str, values: list) -> None:
+    if len(set(values)) > 1:
+        shown = ", ".join(map(str, values))
+        remedy = "; encode all with allow_stored=False" if key == "coding" else ""
+        raise ValueError(f"concat_rows: parts differ in {key}: {shown}{remedy}")
+
+
+def _range(s: slice, size: int, name: str) -> slice:
+    start, stop, step = s.indices(size)
+    if step != 1:
+        raise ValueError(f"slice: {name} with step {step}")
+    return slice(start, max(start, stop))
 
 
 def pack_layout(head: Head) -> int:
@@ -312,97 +278,3 @@ def pack_layout(head: Head) -> int:
         head.scale_kind,
         head.tile_cols,
     ).pack()
-
-
-def _as_tensor(buffer, dtype: torch.dtype) -> torch.Tensor:
-    if isinstance(buffer, torch.Tensor):
-        return buffer.contiguous()
-    if isinstance(buffer, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(buffer))
-    return (
-        torch.frombuffer(bytearray(buffer), dtype=dtype)
-        if len(buffer)
-        else torch.empty(0, dtype=dtype)
-    )
-
-
-def _row_scaled(info: Head) -> Head:
-    """One row's scale is both the tensor's and the row's; encoders write the former."""
-    if info.rows == 1 and info.scale_kind == TENSOR_SCALE:
-        return replace(info, scale_kind=ROW_SCALE)
-    return info
-
-
-def _range(s: slice, size: int, name: str) -> tuple[int, int]:
-    start, stop, step = s.indices(size)
-    if step != 1:
-        raise ValueError(f"slice: {name} with step {step}")
-    return start, max(start, stop)
-
-
-def _cut_segments(segments, r0: int, r1: int):
-    """Tile rows of rows r0..r1, and per touched segment the rest of it and its tile rows."""
-    tile_rows, kept, row, tile_row = [], [], 0, 0
-    for s in segments:
-        lo, hi = max(r0 - row, 0), min(r1 - row, s.rows)
-        if lo < hi:
-            for border in (lo, hi):
-                if border % TILE_ROWS and border != s.rows:
-                    raise ValueError(f"slice: row {row + border} is inside a tile of 16 rows")
-            numbers = range(tile_row + lo // TILE_ROWS, tile_row + ceil_div(hi, TILE_ROWS))
-            tile_rows += numbers
-            kept.append((replace(s, rows=hi - lo), len(numbers)))
-        row += s.rows
-        tile_row += ceil_div(s.rows, TILE_ROWS)
-    return tile_rows, kept
-
-
-def _raw_rows(raw: torch.Tensor, grid, tile_rows, col_tiles) -> torch.Tensor:
-    if not tile_rows or not col_tiles:
-        return raw[:0]
-    begin = grid.raw_offset(0, col_tiles[0])
-    last = col_tiles[-1] + 1
-    end = grid.raw_row_bytes if last == grid.col_tiles else grid.raw_offset(0, last)
-    rows = raw.view(grid.tile_rows, grid.raw_row_bytes)
-    return rows[torch.tensor(tile_rows, device=raw.device), begin:end].reshape(-1)
-
-
-def _gather_tiles(coded: CodedMatrix, tiles: np.ndarray, segments: np.ndarray):
-    """Coded plane and index of some tiles, in the given order."""
-    info = coded.info
-    starts, lengths, _ = read_index(coded.index.cpu().numpy(), info.len_bits)
-    starts, lengths = starts[tiles], lengths[tiles]
-    sizes = -(-2 * lengths.sum(axis=1) // STREAM_ALIGN) * STREAM_ALIGN
-    pieces = [coded.stream[a : a + n] for a, n in zip(starts.tolist(), sizes.tolist(), strict=True)]
-    pieces.append(torch.zeros(STREAM_PAD, dtype=torch.uint8, device=coded.device))
-    index = write_index(np.cumsum(sizes) - sizes, lengths, segments, info.len_bits)
-    return torch.cat(pieces), index
-
-
-def read_index(index: np.ndarray, len_bits: int):
-    """First byte [T], lane lengths in words [T, 32], segment [T] of every tile, all int64."""
-    records = index.view(np.uint32).reshape(-1, record_ints(len_bits)).astype(np.int64)
-    lengths = np.empty((len(records), LANES), np.int64)
-    for lane in range(LANES):
-        word, shift = divmod(lane * len_bits, 32)
-        delta = records[:, 2 + word] >> shift
-        if shift + len_bits > 32:
-            delta |= records[:, 3 + word] << (32 - shift)
-        lengths[:, lane] = (records[:, 1] & 0xFFFF) + (delta & ((1 << len_bits) - 1))
-    return records[:, 0] * STREAM_ALIGN, lengths, records[:, 1] >> 16
-
-
-def write_index(starts, lengths, segments, len_bits: int) -> np.ndarray:
-    """The inverse of read_index, as int32 [T * record]."""
-    lengths = np.asarray(lengths, np.int64).reshape(-1, LANES)
-    shortest = lengths.min(axis=1, initial=0xFFFF)
-    records = np.zeros((len(lengths), record_ints(len_bits)), np.int64)
-    records[:, 0] = np.asarray(starts) // STREAM_ALIGN
-    records[:, 1] = shortest | np.asarray(segments) << 16
-    for lane in range(LANES):
-        word, shift = divmod(lane * len_bits, 32)
-        delta = lengths[:, lane] - shortest
-        records[:, 2 + word] |= delta << shift & 0xFFFFFFFF
-        if shift + len_bits > 32:
-            records[:, 3 + word] |= delta >> (32 - shift)
-    return records.astype(np.uint32).view(np.int32).reshape(-1)

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from . import scales
 from .errors import CorruptStreamError, UnsupportedFormatError
 from .layout import MAX_TILE_COLS, STREAM_ALIGN, STREAM_PAD, Grid, record_ints
-from .weight_formats import FORMATS, WeightFormat, by_id
+from .weight_formats import WeightFormat, by_id
 
 MAGIC = b"CLLM"
 VERSION = 1
@@ -18,7 +19,6 @@ ESCAPE = 1023
 MAX_INDEX = 30  # of a residual inside the window
 MIN_SCALE_BITS, MAX_SCALE_BITS = 8, 11
 MAX_LEN_BITS = 16
-NO_SCALE, TENSOR_SCALE, ROW_SCALE = 0, 1, 2
 PREDICTORS = ("none", "left")
 FLAG_STORED = 1
 MAX_DIM = (1 << 31) - 16
@@ -50,9 +50,9 @@ class Head:
     len_bits: int
     segments: tuple[Segment, ...]
     predictor: int = 0
-    stored: bool = False
+    coding: str = "rans"
     scale: np.ndarray | None = None  # float32 [1] or [rows]
-    scale_kind: int = NO_SCALE
+    scale_kind: int = scales.NO_SCALE
     stream_bytes: int = 0
     crc_stream: int = 0
     crc_raw: int = 0
@@ -67,8 +67,8 @@ class Head:
         return Grid(self.fmt, tuple(s.rows for s in self.segments), self.cols, self.tile_cols)
 
     @property
-    def coding(self) -> str:
-        return "stored" if self.stored else "rans"
+    def stored(self) -> bool:
+        return self.coding == "stored"
 
     @property
     def raw_bytes(self) -> int:
@@ -102,8 +102,7 @@ class Head:
         )
         body += b"".join(tables)
         body += bytes(-len(body) % 4)
-        if self.scale is not None:
-            body += np.ascontiguousarray(self.scale, dtype="<f4").tobytes()
+        body += scales.pack(self.scale)
         header = _HEADER.pack(
             MAGIC,
             self.version,
@@ -175,34 +174,27 @@ def _parse(data: bytes) -> Head:
     _need(flags & ~FLAG_STORED == 0, f"head: unknown flags {flags:#x}")
     _need(rows <= MAX_DIM, f"head: rows {rows} above {MAX_DIM}")
     _need(cols <= MAX_DIM, f"head: cols {cols} above {MAX_DIM}")
-    _need(scale_kind <= ROW_SCALE, f"head: scale kind {scale_kind} does not exist")
-    stored = bool(flags & FLAG_STORED)
-    if stored:
+    if flags & FLAG_STORED:
         zero = (tile_cols, scale_bits, len_bits, predictor, n_segments)
         _need(not any(zero), "head: a stored matrix with coding parameters")
         words = rows * cols * fmt.word_bytes
         _need(stream_bytes == words, f"head: stream_bytes {stream_bytes}, {words} words stored")
-        segments, end = (), _HEADER.size
+        coding, segments, end = "stored", (), _HEADER.size
     else:
         _check_coding(tile_cols, scale_bits, len_bits, predictor)
         _need(
             stream_bytes >= STREAM_PAD and stream_bytes % STREAM_ALIGN == 0,
             f"head: stream_bytes {stream_bytes} is not a positive multiple of {STREAM_ALIGN}",
         )
+        coding = "rans"
         segments, end = _parse_segments(data, fmt, n_segments, scale_bits)
         total = sum(s.rows for s in segments)
         _need(total == rows, f"head: segments have {total} rows, the matrix {rows}")
     end += -end % 4
-    n_scales = {NO_SCALE: 0, TENSOR_SCALE: 1, ROW_SCALE: rows}[scale_kind]
-    _need(
-        len(data) == end + 4 * n_scales,
-        f"head: {len(data)} bytes, but tables end at {end} and {n_scales} scales follow",
-    )
-    scale = np.frombuffer(data, "<f4", n_scales, end).copy() if scale_kind else None
-    needs_scale = fmt is FORMATS["int8"]
-    _need(needs_scale or scale is None, f"head: {fmt.name} has no scales, scale kind {scale_kind}")
+    _need(len(data) >= end, f"head: {len(data)} bytes, but tables end at {end}")
+    scale = scales.parse(data[end:], scale_kind, fmt, rows)
     return Head(
-        fmt, rows, cols, tile_cols, scale_bits, len_bits, segments, predictor, stored, scale,
+        fmt, rows, cols, tile_cols, scale_bits, len_bits, segments, predictor, coding, scale,
         scale_kind, stream_bytes, crc_stream, crc_raw, crc_index,
     )  # fmt: skip
 

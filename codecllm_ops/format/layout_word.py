@@ -10,6 +10,7 @@ tests/format/test_constants.py compares them.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 from .errors import CorruptStreamError
@@ -43,6 +44,7 @@ class Layout(NamedTuple):
         return sum(value << first for value, (_, first, _) in zip(self, FIELDS, strict=True))
 
     @staticmethod
+    @functools.lru_cache(maxsize=1024)
     def unpack(word: int) -> Layout:
         """Raises CorruptStreamError for bits without a meaning."""
         found = Layout(*(word >> first & (1 << bits) - 1 for _, first, bits in FIELDS))

@@ -6,13 +6,14 @@ import torch
 
 from ..codec.coded import CodedMatrix
 from ..codec.operand import Operand
-from ..format.errors import CorruptStreamError
+from . import calls
 
 
 def encode(
     weight: torch.Tensor,
     *,
     scale: torch.Tensor | None = None,
+    format: str | None = None,
     tile_cols: int | None = None,
     scale_bits: int = 11,
     predictor: str = "none",
@@ -24,6 +25,7 @@ def encode(
         weight: [N, K], bfloat16, float16, float32, float8_e4m3fn, float8_e5m2 or int8, any device;
             the dtype picks the weight format.
         scale: int8 only: float32 [1] or [N], the factor of the tensor or of each row.
+        format: name of the weight format, where several code this dtype.
         tile_cols: columns per tile, a multiple of 16; None: about 512, for 8-bit
             words 1024.
         scale_bits: 8 to 11; slot tables have 2^scale_bits entries.
@@ -34,7 +36,7 @@ def encode(
         The coded matrix, on the weight's device.
 
     Raises:
-        UnsupportedFormatError: no weight format has this dtype.
+        UnsupportedFormatError: no weight format has this dtype, or `format` has another one.
         ValueError: not a matrix, a parameter out of range, a scale that is not finite, or a tensor
             on the meta device.
     """
@@ -44,6 +46,7 @@ def encode(
         *torch.ops.codecllm.encode(
             weight,
             scale,
+            format=format,
             tile_cols=tile_cols,
             scale_bits=scale_bits,
             predictor=predictor,
@@ -72,7 +75,8 @@ def decode(
         return translated(torch.ops.codecllm.decode, *_operand(coded), dtype=dtype)
     if dtype not in (None, out.dtype):
         raise ValueError(f"decode: dtype={dtype}, but `out` is {out.dtype}")
-    return translated(torch.ops.codecllm.decode.out, *_operand(coded), out=out)
+    translated(torch.ops.codecllm.decode.out, *_operand(coded), out=out)
+    return out
 
 
 def decode_linear(
@@ -87,14 +91,14 @@ def decode_linear(
     Returns:
         [..., N] of x's dtype, accumulated in float32.
     """
-    return translated(torch.ops.codecllm.decode_linear, x, *_operand(coded), bias)
+    return calls.linear(x, _operand(coded), bias)
 
 
 def decode_rows(
     ids: torch.Tensor, coded: CodedMatrix, dtype: torch.dtype | None = None
 ) -> torch.Tensor:
     """Rows `ids` (int64 or int32, any shape) of the matrix: [*ids.shape, K]. See decode."""
-    return translated(torch.ops.codecllm.decode_rows, ids, *_operand(coded), dtype=dtype)
+    return calls.rows(ids, _operand(coded), dtype)
 
 
 def quantize_int8(weight: torch.Tensor, per: str = "row") -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,15 +134,8 @@ def _operand(c: CodedMatrix) -> Operand:
 
 
 def translated(op, *args, **kwargs):
-    """Calls an op of torch.ops.codecllm. Compiled kernels can only raise RuntimeError: corruption
-    and bad indices get their own types back.
-    """
+    """Calls an op of torch.ops.codecllm; errors get their types (calls.py: typed)."""
     try:
         return op(*args, **kwargs)
     except RuntimeError as error:
-        message = str(error)
-        if ": corrupt " in message:
-            raise CorruptStreamError(message) from None
-        if "is out of range" in message:
-            raise IndexError(message) from None
-        raise
+        raise calls.typed(error) from None

@@ -9,8 +9,8 @@ import torch
 from torch.library import Library, get_ctx, register_fake
 from torch.utils.flop_counter import register_flop_formula
 
-from ..codec import encoder
 from ..codec.operand import Operand
+from ..codec.rans import encoder
 from ..format import scales
 from ..format.layout_word import Layout
 from . import checks, registry
@@ -56,9 +56,10 @@ def _decode_out(*args, out):
     checks.out_fits(coded, out)
     native = _dtype_of(coded)
     if out.dtype == native and coded.scale is None and out.is_contiguous():
-        return _decode_words(coded, out)
-    words = out.new_empty(out.shape, dtype=native)
-    return _converted(_decode_words(coded, words), coded.scale, out)
+        _decode_words(coded, out)
+    else:
+        words = _decode_words(coded, out.new_empty(out.shape, dtype=native))
+        _converted(words, coded.scale, out)
 
 
 def _decode_rows(ids, *args):
@@ -102,12 +103,13 @@ def _decode_linear(x, *args):
 # ---- encode -------------------------------------------------------------------------------------
 
 
-def _encode(weight, scale=None, *, tile_cols=None, scale_bits=11, predictor="none",
+def _encode(weight, scale=None, *, format=None, tile_cols=None, scale_bits=11, predictor="none",
             allow_stored=True):  # fmt: skip
     coded = encoder.encode(
         weight,
         scale,
         backend_for_encoding(),
+        format=format,
         tile_cols=tile_cols,
         scale_bits=scale_bits,
         predictor=predictor,
@@ -122,6 +124,7 @@ LIBRARY.impl("encode", _encode, "CompositeExplicitAutograd")
 LIBRARY.impl("decode", _decode, "CompositeExplicitAutograd")
 LIBRARY.impl("decode.out", _decode_out, "CompositeExplicitAutograd")
 LIBRARY.impl("decode_rows", _decode_rows, "CompositeExplicitAutograd")
+LIBRARY.impl("_decode_rows_converted", _decode_rows, "CompositeExplicitAutograd")
 # Where a compiled kernel passes: on a GPU that it has no code for Triton may have one.
 LIBRARY.impl("_decode_then_linear", _decode_linear, "CompositeExplicitAutograd")
 # The compiled libraries' own kernels come before this one.
@@ -131,7 +134,7 @@ _override: Library | None = None
 
 
 def _rebind() -> None:
-    """Puts this file's decode_linear before compiled kernels that are loaded but not wanted."""
+    """Puts this file's kernels before compiled ones that are loaded but not wanted."""
     global _override
     if _override is not None:
         _override._destroy()
@@ -142,13 +145,14 @@ def _rebind() -> None:
             warnings.simplefilter("ignore")
             for key in keys:
                 _override.impl("decode_linear", _decode_linear, key)
+                _override.impl("decode_rows", _decode_rows, key)
 
 
 registry.on_change(_rebind)
 
 
 @register_fake("codecllm::encode", lib=LIBRARY)
-def _(weight, scale=None, *, tile_cols=None, scale_bits=11, predictor="none", allow_stored=True):
+def _(weight, scale=None, **options):
     ctx = get_ctx()
     sizes = [ctx.new_dynamic_size() for _ in range(4)]
     dtypes = (torch.uint8, torch.uint8, torch.int32, torch.uint8)
@@ -167,7 +171,6 @@ def _(*args, out):
     coded = Operand(*args)
     checks.same_device("decode", coded, out=out)
     checks.out_fits(coded, out)
-    return out
 
 
 @register_fake("codecllm::decode_rows", lib=LIBRARY)

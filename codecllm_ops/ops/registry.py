@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..codec.rans.encoder import EncoderKernels
 from . import backends
-from .backends import Backend, DenseKernels
+from .backends import Backend
 from .backends.compiled import CompiledBackend
 from .backends.cpu import CPU
 
@@ -112,7 +113,7 @@ def _choose(device: torch.device) -> Backend:
     return next(runs, _REFERENCE)
 
 
-def backend_for_encoding() -> DenseKernels:
+def backend_for_encoding() -> EncoderKernels:
     """What encodes: there are no encoders for GPUs."""
     if _state.of_type["cpu"].encoder is not None:
         return _state.of_type["cpu"].encoder

@@ -16,11 +16,13 @@ _CODED = (
 
 PUBLIC = {
     "encode": (
-        "(Tensor weight, Tensor? scale=None, *, int? tile_cols=None, int scale_bits=11, "
-        "str predictor='none', bool allow_stored=True) -> (Tensor, Tensor, Tensor, Tensor)"
+        "(Tensor weight, Tensor? scale=None, *, str? format=None, int? tile_cols=None, "
+        "int scale_bits=11, str predictor='none', bool allow_stored=True) "
+        "-> (Tensor, Tensor, Tensor, Tensor)"
     ),
     "decode": f"({_CODED}, ScalarType? dtype=None) -> Tensor",
-    "decode.out": f"({_CODED}, *, Tensor(a!) out) -> Tensor(a!)",
+    # Returns nothing: torch.compile cannot functionalise a custom op whose result is its argument.
+    "decode.out": f"({_CODED}, *, Tensor(a!) out) -> ()",
     "decode_linear": f"(Tensor x, {_CODED}, Tensor? bias=None) -> Tensor",
     "decode_rows": f"(Tensor ids, {_CODED}, ScalarType? dtype=None) -> Tensor",
 }
@@ -31,6 +33,7 @@ INTERNAL = {
     "_decode_into": f"({_PLAIN}, Tensor(a!) out) -> ()",
     "_decode_rows_words": f"(Tensor ids, {_PLAIN}) -> Tensor",
     "_decode_then_linear": PUBLIC["decode_linear"],
+    "_decode_rows_converted": PUBLIC["decode_rows"],
     "_count_values": "(Tensor words, int cols, int format) -> Tensor",
     "_count_pairs": (
         "(Tensor words, int cols, int format, int tile_cols, int predictor, int pad_value) "

@@ -116,4 +116,40 @@ CLLM_HD uint32_t round_bits(float value) {
   return RoundTo<typename To::Kind>::bits(value);
 }
 
+// Calls f with the weight format whose words activations of that dtype are.
+template <class F>
+CLLM_HD void with_activation(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::f32:
+      return f(Fp32{});
+    case Dtype::bf16:
+      return f(Bf16{});
+    case Dtype::f16:
+      return f(Fp16{});
+  }
+}
+
+// Element i of activations of one dtype.
+template <class F>
+CLLM_HD float load_float(const void* p, int64_t i) {
+  if constexpr (kSameKind<F, Fp32>)
+    return ((const float*)p)[i];
+  else
+    return word_value<F>(((const uint16_t*)p)[i]);
+}
+CLLM_HD float load_float(const void* p, Dtype dtype, int64_t i) {
+  float value = 0;
+  with_activation(dtype, [&](auto f) { value = load_float<decltype(f)>(p, i); });
+  return value;
+}
+CLLM_HD void store_float(void* p, Dtype dtype, int64_t i, float value) {
+  with_activation(dtype, [&](auto f) {
+    using F = decltype(f);
+    if constexpr (kSameKind<F, Fp32>)
+      ((float*)p)[i] = value;
+    else
+      ((uint16_t*)p)[i] = uint16_t(round_bits<F>(value));
+  });
+}
+
 }  // namespace codecllm

@@ -73,7 +73,7 @@ struct WeightFormat {
 };
 
 // Kinds: what the bits of a word mean as a number. Conversions (core/convert.h,
-// csrc/cpu/to_float.h, csrc/cuda/operand.cuh) ask for the kind and never for the format: formats
+// csrc/cpu/to_float.h, csrc/cuda/fragment.cuh) ask for the kind and never for the format: formats
 // that code other bits of the same numbers share them.
 
 // A sign, an exponent and a mantissa. Without infinities, all ones is NaN and nothing else is.
@@ -131,7 +131,7 @@ constexpr bool kSameKind = std::is_same_v<typename A::Kind, typename B::Kind>;
 
 // Calls f with the format of that id as a value of its type; false if there is none.
 template <class F>
-CLLM_HD bool with_format(int id, F&& f) {
+CLLM_INLINE bool with_format(int id, F&& f) {
   switch (id) {
 #define CLLM_FORMAT(name, ...) \
   case name::fmt.id:           \
@@ -146,7 +146,7 @@ CLLM_HD bool with_format(int id, F&& f) {
 
 // Calls f with each format, in the order of the list.
 template <class F>
-CLLM_HD void for_each_format(F&& f) {
+CLLM_INLINE void for_each_format(F&& f) {
 #define CLLM_FORMAT(name, ...) f(name{});
   CLLM_FORMATS(CLLM_FORMAT)
 #undef CLLM_FORMAT
@@ -174,5 +174,38 @@ CLLM_HD constexpr int container_at(int i, int lane, int count) {
 // Row in the tile and first column in the group of pair j of a lane (the A fragment of m16n8k16).
 CLLM_HD constexpr int pair_row(int lane, int j) { return lane / 4 + 8 * (j & 1); }
 CLLM_HD constexpr int pair_col(int lane, int j) { return 2 * (lane % 4) + 8 * (j >> 1); }
+
+// Where the pair of that row and column of a tile is in lane order, [group][j][lane].
+CLLM_HD constexpr int pair_at(int row, int col) {
+  int j = row / 8 + 2 * (col / 8 % 2), lane = row % 8 * 4 + col % 8 / 2;
+  return (col / kGroupCols * kPairsPerGroup + j) * kLanes + lane;
+}
+
+// The eight columns from a multiple of 8 on are a run of four pairs; the next eight are so far
+// away.
+constexpr int kRunsApart = pair_at(0, 8);
+static_assert(pair_at(0, 16) == 2 * kRunsApart && pair_at(0, 6) == 3);
+
+// How columns are cut into tiles: all of tile_cols, the last one of what is left.
+struct ColumnTiles {
+  int64_t cols;
+  int tile_cols;
+
+  CLLM_HD constexpr int64_t count() const { return ceil_div(cols, tile_cols); }
+  CLLM_HD constexpr int64_t first_col(int64_t tile) const { return tile * tile_cols; }
+  CLLM_HD constexpr int columns(int64_t tile) const {
+    const int64_t left = cols - first_col(tile);
+    return int(left < tile_cols ? left : tile_cols);
+  }
+  CLLM_HD constexpr int groups(int64_t tile) const {
+    return int(ceil_div(columns(tile), kGroupCols));
+  }
+  // Raw plane of a row of tiles.
+  CLLM_HD constexpr int64_t raw_row_bytes(const WeightFormat& f) const {
+    if (cols == 0) return 0;
+    const int64_t last = count() - 1;
+    return last * raw_tile_bytes(f, tile_cols / kGroupCols) + raw_tile_bytes(f, groups(last));
+  }
+};
 
 }  // namespace codecllm

@@ -1,4 +1,6 @@
-// One rANS decode step, for host, device and SIMD registers alike (docs/format.md, section 6).
+// The rANS decode step and its slot table (docs/format.md, section 6). The step is written once for
+// plain integers and SIMD registers. CUDA has one of its own (csrc/cuda/lane.cuh), on entries in
+// another order, and shares the constants.
 //
 // Traps:
 // * A step needs at most one word: x >= 2^16 before it leaves x >= 2^(16 - scale_bits), so one
@@ -12,8 +14,9 @@ namespace codecllm {
 
 constexpr uint32_t kRansL = 1u << 16;
 
-// Slot table entry, 32 bits: bias 0..10, index of the first residual 11..15, freq 16..26, index of
-// the second 27..31. The indices stand 16 bits apart: one shift and one mask put both in place.
+// Slot table entry of the runtime table, 32 bits: bias 0..10, index of the first residual 11..15,
+// freq 16..26, index of the second 27..31. The indices stand 16 bits apart: one shift and one mask
+// put both in place.
 constexpr int kBiasBits = 11, kFreqShift = 16, kIndexShift = 11;
 constexpr uint32_t kBiasMask = (1u << kBiasBits) - 1;
 constexpr uint32_t kIndexPair = 0x001f001f;

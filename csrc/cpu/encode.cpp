@@ -1,3 +1,5 @@
+// The encoder: a tile in lane order, its raw plane, and its lanes as rANS words.
+//
 // Traps:
 // * rANS is last in, first out: groups, pairs and words are coded backwards, into the end of a
 //   buffer that grows towards its beginning.
@@ -12,13 +14,6 @@
 #include "../core/rans.h"
 
 namespace codecllm {
-
-int64_t raw_row_bytes(const WeightFormat& f, int64_t cols, int tile_cols) {
-  if (cols == 0) return 0;
-  int64_t full = ceil_div(cols, tile_cols) - 1;
-  int last = int(ceil_div(cols - full * tile_cols, kGroupCols));
-  return full * raw_tile_bytes(f, tile_cols / kGroupCols) + raw_tile_bytes(f, last);
-}
 
 EncoderTables::EncoderTables(const int64_t* pairs, const int64_t* freqs, int64_t n_pairs,
                              uint32_t window_base, int scale_bits)
@@ -51,31 +46,26 @@ struct LaneTile {
   std::vector<uint16_t> residuals;   // [group][j][lane], r0 + 256 * r1
 };
 
+// Flipped words of a tile, cells outside the matrix with the coded value `pad_value`.
 template <class F>
-void load_tile(const DenseView& m, int64_t tile_row, int64_t col_tile, LaneTile& tile) {
+void load_words(const DenseView& m, int64_t tile_row, int64_t col_tile, LaneTile& tile) {
   constexpr WeightFormat fmt = F::fmt;
   constexpr int kBytes = fmt.word_bytes();
-  const int64_t first_row = tile_row * kTileRows, first_col = col_tile * m.tile_cols;
-  const int64_t left = m.cols - first_col, cols = left < m.tile_cols ? left : m.tile_cols;
-  tile.groups = int(ceil_div(cols, kGroupCols));
-  const size_t n = size_t(tile.groups) * kPairsPerGroup * kLanes;
-  tile.pairs.resize(n);
-  tile.residuals.resize(n);
-  if (fmt.word_bits == 32) tile.low.resize(n);
+  const int64_t first_col = m.column_tiles().first_col(col_tile);
+  const int cols = m.column_tiles().columns(col_tile);
   const uint16_t padding = uint16_t(m.pad_value << fmt.coded_shift);
   for (int row = 0; row < kTileRows; ++row) {
-    const int64_t r = first_row + row;
-    for (int run = 0; run < 2 * tile.groups; ++run) {
-      const int64_t at = (4 * (run / 2) + row / 8 + 2 * (run % 2)) * kLanes + row % 8 * 4;
-      const int64_t col = 8 * int64_t(run);
-      const int valid = r >= m.rows ? 0 : int(cols - col < 0 ? 0 : cols - col < 8 ? cols - col : 8);
-      uint16_t high[8], low[8] = {};
+    const int64_t r = tile_row * kTileRows + row;
+    for (int col = 0; col < kGroupCols * tile.groups; col += 8) {
+      const int at = pair_at(row, col);
+      const int left = r < m.rows ? cols - col : 0, valid = left < 0 ? 0 : left < 8 ? left : 8;
+      const uint8_t* from = m.words + kBytes * (r * m.cols + first_col + col);
       if (fmt.word_bits == 16 && valid == 8) {
-        memcpy(&tile.pairs[at], m.words + 2 * (r * m.cols + first_col + col), 16);
+        memcpy(&tile.pairs[at], from, 16);
         continue;
       }
+      uint16_t high[8], low[8] = {};
       uint32_t words[8] = {};
-      const uint8_t* from = m.words + kBytes * (r * m.cols + first_col + col);
       for (int i = 0; i < valid; ++i) memcpy(&words[i], from + kBytes * i, kBytes);
       for (int i = 0; i < 8; ++i) {
         high[i] = uint16_t(fmt.word_bits == 32 ? words[i] >> 16 : words[i] ^ (fmt.flip & 0xffff));
@@ -86,24 +76,39 @@ void load_tile(const DenseView& m, int64_t tile_row, int64_t col_tile, LaneTile&
       if (fmt.word_bits == 32) memcpy(&tile.low[at], low, 16);
     }
   }
-  const uint32_t mask = fmt.value_mask();
-  for (size_t i = 0; i < n; ++i) {
-    uint32_t p = tile.pairs[i] >> fmt.coded_shift;
-    tile.residuals[i] = uint16_t((p & mask) | (p >> 16 & mask) << 8);
-  }
-  if (!m.predictor) return;
-  const uint32_t half = 1u << (fmt.coded_bits - 1);
+}
+
+// Predictor `left`: what a coded value differs from that of the column before.
+template <class F>
+void predict_left(uint32_t pad_value, LaneTile& tile) {
+  constexpr uint32_t mask = F::fmt.value_mask(), half = 1u << (F::fmt.coded_bits - 1);
   for (int row = 0; row < kTileRows; ++row) {
-    uint32_t previous = m.pad_value;
+    uint32_t previous = pad_value;
     for (int col = 0; col < kGroupCols * tile.groups; ++col) {
-      int64_t j = row / 8 + 2 * (col / 8 % 2);
-      uint16_t& pair = tile.residuals[(4 * (col / 16) + j) * kLanes + row % 8 * 4 + col % 8 / 2];
-      int shift = 8 * (col & 1);
-      uint32_t value = pair >> shift & 0xff;
+      uint16_t& pair = tile.residuals[pair_at(row, col)];
+      const int shift = 8 * (col & 1);
+      const uint32_t value = pair >> shift & 0xff;
       pair = uint16_t((pair & ~(0xff << shift)) | ((value - previous + half) & mask) << shift);
       previous = value;
     }
   }
+}
+
+template <class F>
+void load_tile(const DenseView& m, int64_t tile_row, int64_t col_tile, LaneTile& tile) {
+  constexpr WeightFormat fmt = F::fmt;
+  tile.groups = m.column_tiles().groups(col_tile);
+  const size_t n = size_t(tile.groups) * kPairsPerGroup * kLanes;
+  tile.pairs.resize(n);
+  tile.residuals.resize(n);
+  if (fmt.word_bits == 32) tile.low.resize(n);
+  load_words<F>(m, tile_row, col_tile, tile);
+  const uint32_t mask = fmt.value_mask();
+  for (size_t i = 0; i < n; ++i) {
+    const uint32_t p = tile.pairs[i] >> fmt.coded_shift;
+    tile.residuals[i] = uint16_t((p & mask) | (p >> 16 & mask) << 8);
+  }
+  if (m.predictor) predict_left<F>(m.pad_value, tile);
 }
 
 template <class F>
@@ -213,7 +218,7 @@ void count_pairs(const DenseView& m, int64_t begin, int64_t end, int64_t* counts
   with_format(m.format, [&](auto f) {
     LaneTile tile;
     for (int64_t row = begin; row < end; ++row)
-      for (int64_t col = 0; col < ceil_div(m.cols, m.tile_cols); ++col) {
+      for (int64_t col = 0; col < m.column_tiles().count(); ++col) {
         load_tile<decltype(f)>(m, row, col, tile);
         for (uint16_t r : tile.residuals) ++counts[r];
       }
@@ -226,7 +231,7 @@ void encode_tile_row(const DenseView& m, const EncoderTables& tables, int64_t ti
     using F = decltype(f);
     LaneTile tile;
     std::vector<uint16_t> buffer;
-    for (int64_t col = 0; col < ceil_div(m.cols, m.tile_cols); ++col) {
+    for (int64_t col = 0; col < m.column_tiles().count(); ++col) {
       load_tile<F>(m, tile_row, col, tile);
       pack_raw<F>(tile, raw);
       raw += raw_tile_bytes(F::fmt, tile.groups);

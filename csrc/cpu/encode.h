@@ -13,6 +13,8 @@ struct DenseView {
   int64_t rows, cols;
   int format, tile_cols, predictor;
   uint32_t pad_value;  // coded value of padding cells; also the seed of predictor `left`
+
+  ColumnTiles column_tiles() const { return {cols, tile_cols}; }
 };
 
 // One symbol of the encoder; index 32 * i0 + i1 of docs/format.md, 1023 the escape.
@@ -41,7 +43,5 @@ void count_pairs(const DenseView&, int64_t begin, int64_t end, int64_t* counts);
 // lengths [col_tiles, 32].
 void encode_tile_row(const DenseView&, const EncoderTables&, int64_t tile_row,
                      std::vector<uint16_t>& stream, uint8_t* raw, int32_t* lengths);
-
-int64_t raw_row_bytes(const WeightFormat&, int64_t cols, int tile_cols);
 
 }  // namespace codecllm

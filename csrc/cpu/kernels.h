@@ -1,20 +1,20 @@
-// What an instruction set offers, and the choice between them. No torch.
+// What the CPU kernels offer, per instruction set, and the choice between these. No torch.
 #pragma once
 #include "../core/coded_view.h"
 #include "../core/convert.h"
+#include "../core/scale.h"
 
 namespace codecllm {
 
 struct LinearArgs {
-  const void* x;       // packed by pack_x
-  bool x_is_bf16;      // packed as bfloat16, else as float
-  int64_t m;           // rows of x
-  const float* scale;  // [1] or [N] or null
-  bool scale_per_row;
+  const void* x;     // [M, K] packed by pack_x
+  bool x_is_bf16;    // packed as bfloat16, else as float
+  int64_t m;         // rows of x
+  Scale scale;       // of the weight, [N] or for all
   const void* bias;  // [N] of dtype `dtype`, or null
   void* out;         // [M, N] of dtype `dtype`
   Dtype dtype;
-  int64_t n;
+  int64_t n;  // rows of the weight
 };
 
 // All kernels work on tile rows [begin, end) and write nothing else; `scratch` has scratch_bytes()
@@ -25,8 +25,8 @@ struct Kernels {
   bool bf16_dot;  // multiplies bfloat16 pairs natively
   Status (*decode)(const CodedView&, int64_t begin, int64_t end, uint8_t* out, uint8_t* scratch);
   // Decoded, scaled and rounded to `dtype`; `out` begins at row `row0` of the matrix.
-  Status (*decode_as)(const CodedView&, int64_t begin, int64_t end, Dtype dtype, const float* scale,
-                      bool scale_per_row, int64_t row0, uint8_t* out, uint8_t* scratch);
+  Status (*decode_as)(const CodedView&, int64_t begin, int64_t end, Dtype dtype, const Scale& scale,
+                      int64_t row0, uint8_t* out, uint8_t* scratch);
   Status (*linear)(const CodedView&, int64_t begin, int64_t end, const LinearArgs&,
                    uint8_t* scratch);
 };
@@ -36,14 +36,13 @@ extern const Kernels kPortable;
 extern const Kernels kAvx2, kAvx512, kAvx512Bf16;
 #endif
 
+// ---- kernels.cpp: the choice --------------------------------------------------------------------
+
 // Fastest supported first, portable last; null-terminated.
 const Kernels* const* all_kernels();
 
 // The kernels in use: the fastest supported, or the one chosen by select_kernels.
 const Kernels& kernels();
-
-// First row of a row of tiles; the number of rows for `tile_row == tile_rows`.
-int64_t first_row(const CodedView&, int64_t tile_row);
 
 // False if there is no such instruction set on this machine. "" goes back to the fastest.
 bool select_kernels(const char* name);
@@ -51,21 +50,32 @@ bool select_kernels(const char* name);
 // Bytes of scratch for `m` rows of x (0: decode only).
 int64_t scratch_bytes(const CodedView&, int64_t m);
 
+// ---- pack_x.cpp ---------------------------------------------------------------------------------
+
 // Rows of x per block of the packed layout that begins at row `at` of `m`: 8, 4, 2 or 1.
-CLLM_HD int block_rows(int64_t at, int64_t m) {
-  int64_t left = m - at;
+CLLM_INLINE int block_rows(int64_t at, int64_t m) {
+  const int64_t left = m - at;
   return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
 }
+
+// Whether x is packed as bfloat16: pairs and x can be multiplied natively.
+bool packs_bf16(const Kernels&, const CodedView&, Dtype dtype);
+
+// Bytes of x [m, k] packed.
+int64_t packed_bytes(int64_t m, int64_t k, bool as_bf16);
 
 // Reorders x [M, K] (contiguous) to the order in which tiles meet it, columns padded with zeros to
 // a multiple of 16. Per block of rows: [group][half group][row][8], where the 8 columns are in
 // order (bfloat16) or first the even, then the odd ones (float).
 void pack_x(const void* x, Dtype dtype, int64_t m, int64_t k, bool as_bf16, void* out);
 
-// Rows given by `ids`, one lane quadruple per tile decoded, to out [n_ids, cols] words.
-Status decode_rows(const CodedView&, const int64_t* ids, int64_t begin, int64_t end, uint8_t* out);
+// ---- rows.cpp -----------------------------------------------------------------------------------
 
-float load_float(const void* p, Dtype dtype, int64_t i);
-void store_float(void* p, Dtype dtype, int64_t i, float v);
+// First row of a row of tiles; the number of rows for `tile_row == tile_rows`.
+int64_t first_row(const CodedView&, int64_t tile_row);
+
+// Rows given by `ids[begin..end)`, one lane quadruple of each of their tiles decoded, to
+// out [n_ids, cols] words.
+Status decode_rows(const CodedView&, const int64_t* ids, int64_t begin, int64_t end, uint8_t* out);
 
 }  // namespace codecllm

@@ -1,7 +1,8 @@
 // Compiled with the flags of its instruction set (setup.py); nothing here may run before
 // supported() said yes.
 #ifndef CLLM_NO_X86
-#include "kernels_impl.h"
+#include "decode_kernel.h"
+#include "linear_kernel.h"
 
 namespace codecllm {
 
@@ -10,7 +11,7 @@ static bool supported() {
          __builtin_cpu_supports("f16c");
 }
 
-extern const Kernels kAvx2 = {"avx2", supported, false, decode_rows_of_tiles, decode_as, linear};
+extern const Kernels kAvx2 = {"avx2", supported, false, decode, decode_as, linear};
 
 }  // namespace codecllm
 #endif

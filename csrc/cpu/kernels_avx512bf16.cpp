@@ -1,7 +1,8 @@
 // Compiled with the flags of its instruction set (setup.py); nothing here may run before
 // supported() said yes.
 #ifndef CLLM_NO_X86
-#include "kernels_impl.h"
+#include "decode_kernel.h"
+#include "linear_kernel.h"
 
 namespace codecllm {
 
@@ -11,8 +12,7 @@ static bool supported() {
          __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bf16");
 }
 
-extern const Kernels kAvx512Bf16 = {"avx512bf16",         supported, true,
-                                    decode_rows_of_tiles, decode_as, linear};
+extern const Kernels kAvx512Bf16 = {"avx512bf16", supported, true, decode, decode_as, linear};
 
 }  // namespace codecllm
 #endif

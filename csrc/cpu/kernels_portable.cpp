@@ -1,12 +1,12 @@
 // Compiled with the flags of its instruction set (setup.py); nothing here may run before
 // supported() said yes.
-#include "kernels_impl.h"
+#include "decode_kernel.h"
+#include "linear_kernel.h"
 
 namespace codecllm {
 
 static bool supported() { return true; }
 
-extern const Kernels kPortable = {"portable",           supported, false,
-                                  decode_rows_of_tiles, decode_as, linear};
+extern const Kernels kPortable = {"portable", supported, false, decode, decode_as, linear};
 
 }  // namespace codecllm

@@ -2,7 +2,6 @@
 // plain C++ twin, so that kernels run unmodified on a CPU.
 #pragma once
 #include "../core/format.h"
-#include "../core/rans.h"
 
 #if defined(__CUDACC__)
 #define CLLM_DEVICE __device__ __forceinline__
@@ -92,10 +91,10 @@ CLLM_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint2 b) {
 #endif
 }
 
-// The value that all lanes have, in a way that the compiler understands: loops over it do not
-// diverge, and it is not computed again inside of them.
-// `own` is the opposite: a value in a register of each lane.
+// `v` as it is, in a register of each lane: the compiler can no longer know that it is the same in
+// all of them, and keeps it out of the uniform registers, which not every instruction takes.
 CLLM_DEVICE uint32_t own(uint32_t v) { return __shfl_sync(~0u, v, threadIdx.x & 31); }
+// A value that all lanes have, made so that the compiler knows it: loops over it do not diverge.
 CLLM_DEVICE int uniform(int v) {
 #if __CUDA_ARCH__ >= 800
   return __reduce_min_sync(~0u, v);
@@ -116,36 +115,12 @@ CLLM_DEVICE uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
   asm("lop3.b32 %0, %1, %2, %3, 0xe4;" : "=r"(d) : "r"(a), "r"(b), "r"(mask));
   return d;
 }
-// If a state is too small: takes in `next` and fetches the word after it. Written by hand, because
-// the compiler spends two more instructions on the position.
-CLLM_DEVICE void refill(uint32_t& state, uint32_t& next, SharedAddress& at) {
-  asm volatile(
-      "{\n\t"
-      ".reg .pred small;\n\t"
-      "setp.lt.u32 small, %0, 65536;\n\t"
-      "@small mad.lo.u32 %0, %0, 65536, %1;\n\t"
-      "@small add.u32 %2, %2, 2;\n\t"
-      "@small ld.shared.u16 %1, [%2];\n\t"
-      "}"
-      : "+r"(state), "+r"(next), "+r"(at));
-}
-CLLM_DEVICE void take_word(bool wanted, uint32_t& next, SharedAddress& at) {
-  asm volatile(
-      "{\n\t"
-      ".reg .pred wanted;\n\t"
-      "setp.ne.u32 wanted, %2, 0;\n\t"
-      "@wanted add.u32 %1, %1, 2;\n\t"
-      "@wanted ld.shared.u16 %0, [%1];\n\t"
-      "}"
-      : "+r"(next), "+r"(at)
-      : "r"(uint32_t(wanted)));
-}
 CLLM_DEVICE bool any_lane(bool p) { return __any_sync(~0u, p); }
 
 #endif  // CLLM_EMU
 
-// Two numbers of a register, a * b and a + b in each half. B16 is Bf16 or Fp16; sm_80 and later
-// for Bf16.
+// a * b + c in each half, rounded once: two numbers of B16 (Bf16 or Fp16) to a register. Only from
+// sm_80 on, as everything that multiplies with MMAs; zero before.
 template <class B16>
 CLLM_DEVICE uint32_t fma2(uint32_t a, uint32_t b, uint32_t c) {
 #if defined(CLLM_EMU)

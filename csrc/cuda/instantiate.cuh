@@ -1,33 +1,51 @@
-// All kernels of one weight format.
+// All kernels of a weight format, in all codings. A kernels_*.cu is this file and one line.
 #pragma once
 #include "decode.cuh"
 #include "kernels.h"
 #include "linear_fma.cuh"
 #include "linear_mma.cuh"
+#include "rans/source.cuh"
 
 namespace codecllm::cuda {
 
-template <class F, class B16>
-constexpr LinearKernel mma_kernel(int log2_n) {
-  if constexpr (kExact<F, B16>) {
-    constexpr LinearKernel all[] = {linear_mma<F, B16, 1>,  linear_mma<F, B16, 2>,
-                                    linear_mma<F, B16, 4>,  linear_mma<F, B16, 8>,
-                                    linear_mma<F, B16, 16>, linear_mma<F, B16, 32>,
-                                    linear_mma<F, B16, 64>};
-    return all[log2_n];
+template <class S, class B16, int Log2 = 0>
+constexpr void add_mma_kernels(MmaKernel (&kernels)[kMmaSizes]) {
+  if constexpr (S::kMma && kExact<typename S::Format, B16> && Log2 < kMmaSizes) {
+    kernels[Log2] = {linear_mma<S, B16, 1 << Log2>, S::max_warps(1 << Log2)};
+    add_mma_kernels<S, B16, Log2 + 1>(kernels);
+  }
+}
+
+template <class S>
+constexpr SourceKernels make_kernels() {
+  SourceKernels kernels = {};
+  add_mma_kernels<S, Bf16>(kernels.mma[0]);
+  add_mma_kernels<S, Fp16>(kernels.mma[1]);
+  kernels.fma = linear_fma<S>;
+  kernels.matrix = decode_matrix<S>;
+  kernels.rows = decode_rows<S>;
+  return kernels;
+}
+
+template <class Coding, class F, int Variant = 0>
+const SourceKernels* kernels_of_variant(int wanted) {
+  if constexpr (Variant < Coding::kVariants) {
+    static constexpr SourceKernels kernels =
+        make_kernels<typename Coding::template Source<F, Variant>>();
+    return wanted == Variant ? &kernels : kernels_of_variant<Coding, F, Variant + 1>(wanted);
   }
   return nullptr;
 }
 
 template <class F>
-constexpr FormatKernels format_kernels() {
-  FormatKernels k = {};
-  for (int n = 0; n < kMmaSizes; ++n)
-    k.mma[0][n] = mma_kernel<F, Bf16>(n), k.mma[1][n] = mma_kernel<F, Fp16>(n);
-  k.fma[0] = linear_fma<F, false>, k.fma[1] = linear_fma<F, true>;
-  k.matrix[0] = decode_matrix<F, false>, k.matrix[1] = decode_matrix<F, true>;
-  k.rows[0] = decode_rows<F, false>, k.rows[1] = decode_rows<F, true>;
-  return k;
+const SourceKernels* kernels_of_format(const CodedView& matrix) {
+  const SourceKernels* found = nullptr;
+  with_coding(matrix, [&](auto coding) {
+    using Coding = decltype(coding);
+    if constexpr (Coding::template kCodes<F>)
+      found = kernels_of_variant<Coding, F>(Coding::variant_of(matrix));
+  });
+  return found;
 }
 
 }  // namespace codecllm::cuda

@@ -1,6 +1,4 @@
 #include "instantiate.cuh"
 
-namespace codecllm::cuda {
-extern const FormatKernels kBf16Kernels;
-const FormatKernels kBf16Kernels = format_kernels<Bf16>();
-}  // namespace codecllm::cuda
+template const codecllm::cuda::SourceKernels* codecllm::cuda::kernels_of_format<codecllm::Bf16>(
+    const CodedView&);

@@ -1,6 +1,4 @@
 #include "instantiate.cuh"
 
-namespace codecllm::cuda {
-extern const FormatKernels kFp16Kernels;
-const FormatKernels kFp16Kernels = format_kernels<Fp16>();
-}  // namespace codecllm::cuda
+template const codecllm::cuda::SourceKernels* codecllm::cuda::kernels_of_format<codecllm::Fp16>(
+    const CodedView&);

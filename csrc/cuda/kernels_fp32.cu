@@ -1,6 +1,4 @@
 #include "instantiate.cuh"
 
-namespace codecllm::cuda {
-extern const FormatKernels kFp32Kernels;
-const FormatKernels kFp32Kernels = format_kernels<Fp32>();
-}  // namespace codecllm::cuda
+template const codecllm::cuda::SourceKernels* codecllm::cuda::kernels_of_format<codecllm::Fp32>(
+    const CodedView&);

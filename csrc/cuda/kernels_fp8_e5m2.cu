@@ -1,6 +1,4 @@
 #include "instantiate.cuh"
 
-namespace codecllm::cuda {
-extern const FormatKernels kFp8E5m2Kernels;
-const FormatKernels kFp8E5m2Kernels = format_kernels<Fp8E5m2>();
-}  // namespace codecllm::cuda
+template const codecllm::cuda::SourceKernels* codecllm::cuda::kernels_of_format<codecllm::Fp8E5m2>(
+    const CodedView&);

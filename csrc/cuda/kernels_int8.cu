@@ -1,6 +1,4 @@
 #include "instantiate.cuh"
 
-namespace codecllm::cuda {
-extern const FormatKernels kInt8Kernels;
-const FormatKernels kInt8Kernels = format_kernels<Int8>();
-}  // namespace codecllm::cuda
+template const codecllm::cuda::SourceKernels* codecllm::cuda::kernels_of_format<codecllm::Int8>(
+    const CodedView&);

@@ -1,37 +1,36 @@
 #include "launch.h"
 
 #include <algorithm>
-#include <atomic>
 
-#include "kernels.h"
-#include "linear_fma.cuh"
 #include "linear_reduce.cuh"
+#include "prepare.h"
 
 namespace codecllm::cuda {
 namespace {
 
-constexpr int kMaxDevices = 64;
+// Threads and dynamic shared memory of a block; `most_shared` is 0 for kernels without any.
+struct Block {
+  int threads, shared = 0, most_shared = 0;
+};
 
-#if !defined(CLLM_EMU)
-// More than 48 KB of shared memory has to be asked for. Always for the most: the attribute belongs
-// to the kernel, and another thread's smaller block must not take it away before the launch.
-template <class Args>
-cudaError_t opt_in(void (*kernel)(Args), int bytes, int most) {
-  return bytes <= 40 << 10
-             ? cudaSuccess
-             : cudaFuncSetAttribute((const void*)kernel,
-                                    cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+Block block_of(const BlockLayout& layout, int most_shared) {
+  return {32 * layout.warps, layout.bytes(), most_shared};
 }
 
 template <class Args>
-cudaError_t launch(void (*kernel)(Args), dim3 grid, int threads, int shared, cudaStream_t stream,
-                   Args args, int most_shared = 0) {
-  if (cudaError_t e = opt_in(kernel, shared, most_shared)) return e;
+cudaError_t launch(void (*kernel)(Args), dim3 grid, const Block& block, cudaStream_t stream,
+                   Args args) {
+  if (!kernel) return cudaErrorInvalidValue;
+  if (const cudaError_t e = prepare_kernel((const void*)kernel, block.most_shared, stream))
+    return e;
+#if defined(CLLM_EMU)
+  return emulated_launch(kernel, grid, block.threads, block.shared, args);
+#else
   void* pointers[] = {&args};
-  return cudaLaunchKernel((const void*)kernel, grid, dim3(unsigned(threads)), pointers,
-                          size_t(shared), stream);
-}
+  return cudaLaunchKernel((const void*)kernel, grid, dim3(unsigned(block.threads)), pointers,
+                          size_t(block.shared), stream);
 #endif
+}
 
 unsigned clamp_grid(int64_t blocks) {
   return unsigned(std::max<int64_t>(1, std::min<int64_t>(blocks, (1u << 31) - 1)));
@@ -39,80 +38,47 @@ unsigned clamp_grid(int64_t blocks) {
 
 }  // namespace
 
-#if !defined(CLLM_EMU)
-// The device must be the current one.
 cudaError_t device_properties(int device, Device& out) {
-  // Filled twice at worst, with the same values.
-  static std::atomic<bool> known[kMaxDevices];
-  static Device properties[kMaxDevices];
-  const bool cached = device >= 0 && device < kMaxDevices;
-  if (cached && known[device].load(std::memory_order_acquire))
-    return out = properties[device], cudaSuccess;
-  const auto get = [device](cudaDeviceAttr attribute, int& value) {
-    return cudaDeviceGetAttribute(&value, attribute, device);
-  };
-  int major = 0, minor = 0;
-  if (cudaError_t e = get(cudaDevAttrComputeCapabilityMajor, major)) return e;
-  if (cudaError_t e = get(cudaDevAttrComputeCapabilityMinor, minor)) return e;
-  if (cudaError_t e = get(cudaDevAttrMultiProcessorCount, out.processors)) return e;
-  if (cudaError_t e = get(cudaDevAttrMaxSharedMemoryPerBlockOptin, out.shared_per_block)) return e;
-  if (cudaError_t e = get(cudaDevAttrMaxSharedMemoryPerMultiprocessor, out.shared_per_processor))
-    return e;
-  out.arch = 10 * major + minor;
-  cudaFuncAttributes ignored;
-  out.has_code = cudaFuncGetAttributes(&ignored, (const void*)linear_reduce) == cudaSuccess;
-  cudaGetLastError();  // "no code" must not be the next call's error
-  if (cached) {
-    properties[device] = out;
-    known[device].store(true, std::memory_order_release);
-  }
-  return cudaSuccess;
+  return read_device(device, (const void*)linear_reduce, out);
 }
-#endif
 
-int64_t workspace_floats(const LinearPlan& plan, int64_t m, int64_t rows) {
-  return plan.path == Path::mma && plan.chunks > 1 ? plan.chunks * m * rows : 0;
+int64_t workspace_floats(const LinearPlan& plan, int64_t x_rows, int64_t rows) {
+  return plan.chunks > 1 ? plan.chunks * x_rows * rows : 0;
 }
 
 cudaError_t launch_linear(LinearArgs a, const LinearPlan& plan, cudaStream_t stream) {
-  const FormatKernels* kernels = kernels_of(a.matrix.format);
-  if (!kernels) return cudaErrorInvalidValue;
-  a.chunks = 1;
-  if (plan.path == Path::fma) {
-    const dim3 grid(clamp_grid(plan.grid), unsigned(ceil_div(a.m, kFmaRows)));
-    return launch(kernels->fma[a.matrix.predictor], grid, 32 * kFmaWarps, 0, stream, a);
-  }
-  a.x_in_quads = a.matrix.cols % 8 == 0 && uintptr_t(a.x) % 16 == 0;
   a.chunks = plan.chunks;
-  a.tile_rows = plan.tile_rows;
-  a.tile_columns = plan.tile_columns;
+  if (plan.path == Path::fma) {
+    const dim3 grid(clamp_grid(plan.grid), unsigned(ceil_div(a.x_rows, kFmaRows)));
+    return launch(plan.kernel, grid, {32 * kFmaWarps}, stream, a);
+  }
+  if (plan.path != Path::mma) return cudaErrorInvalidValue;
+  a.x_in_quads = a.matrix.cols % 8 == 0 && uintptr_t(a.x) % 16 == 0;
+  a.chunk_tiles = plan.chunk_tiles;
+  a.band_rows = plan.band_rows;
   a.x_bytes = plan.x_bytes;
   a.block = plan.block;
-  const LinearKernel kernel = kernels->mma[a.dtype == Dtype::f16][plan.log2_n];
-  if (!kernel) return cudaErrorInvalidValue;
-  if (cudaError_t e =
-          launch(kernel, dim3(clamp_grid(plan.grid), unsigned(plan.chunks)), 32 * plan.block.warps,
-                 plan.block.bytes(), stream, a, plan.most_shared))
+  const dim3 grid(clamp_grid(plan.grid), unsigned(plan.chunks));
+  if (const cudaError_t e =
+          launch(plan.kernel, grid, block_of(plan.block, plan.most_shared), stream, a))
     return e;
   if (plan.chunks == 1) return cudaSuccess;
-  const int64_t blocks = std::min<int64_t>(ceil_div(a.m * a.matrix.rows, 256), 1 << 16);
-  return launch(&linear_reduce, dim3(clamp_grid(blocks)), 256, 0, stream, a);
+  const int64_t blocks = std::min<int64_t>(ceil_div(a.x_rows * a.matrix.rows, 256), 1 << 16);
+  return launch(&linear_reduce, dim3(clamp_grid(blocks)), {256}, stream, a);
 }
 
 cudaError_t launch_decode(DecodeArgs a, const DecodePlan& plan, cudaStream_t stream) {
-  const FormatKernels* kernels = kernels_of(a.matrix.format);
-  if (!kernels) return cudaErrorInvalidValue;
   a.block = plan.block;
-  return launch(kernels->matrix[a.matrix.predictor], dim3(clamp_grid(plan.grid)),
-                32 * plan.block.warps, plan.block.bytes(), stream, a, plan.most_shared);
+  return launch(plan.kernel, dim3(clamp_grid(plan.grid)), block_of(plan.block, plan.most_shared),
+                stream, a);
 }
 
 cudaError_t launch_decode_rows(DecodeArgs a, int processors, cudaStream_t stream) {
-  const FormatKernels* kernels = kernels_of(a.matrix.format);
+  const SourceKernels* kernels = kernels_of(a.matrix);
   if (!kernels) return cudaErrorInvalidValue;
   const int64_t warps = ceil_div(a.ids_count, 8) * a.matrix.col_tiles;
   const int64_t blocks = std::min<int64_t>(ceil_div(warps, 4), 16 * processors);
-  return launch(kernels->rows[a.matrix.predictor], dim3(clamp_grid(blocks)), 128, 0, stream, a);
+  return launch(kernels->rows, dim3(clamp_grid(blocks)), {128}, stream, a);
 }
 
 }  // namespace codecllm::cuda

@@ -1,70 +1,88 @@
 // decode_linear where no MMA multiplies exactly: float32 x or weights, bf16 weights with fp16 x and
 // the reverse, predictor `left`, GPUs before sm_80. Correct and fused, not tuned.
 //
-// A block is one tile row and up to kFmaRows rows of x; its warps take the column tiles in turn.
+//   for each tile row of the block:              (blockIdx.x; up to kFmaRows rows of x: blockIdx.y)
+//     for each tile of the warp:
+//       locate, for each group: multiply-add each pair with each row of x
+//     add the sums of a row's four lanes, then those of the warps         | barriers around it
 #pragma once
-#include "combine.cuh"
+#include "source.cuh"
+#include "store.cuh"
 
 namespace codecllm::cuda {
 
-constexpr int kFmaRows = 8, kFmaWarps = 8;
+// Of a lane, for rows g and g + 8 of the tile.
+using FmaSums = float[kFmaRows][2];
 
-template <class F, bool Left>
-__global__ void __launch_bounds__(32 * kFmaWarps) linear_fma(const LinearArgs a) {
-  __shared__ float sums[kFmaWarps][kFmaRows][kTileRows];
-  const CodedView& m = a.matrix;
-  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  const int n0 = blockIdx.y * kFmaRows, n_left = a.m - n0;
-  const int n_count = n_left < kFmaRows ? n_left : kFmaRows;
-  for (int64_t tile_row = blockIdx.x; tile_row < m.tile_rows; tile_row += gridDim.x) {
-    float sum[kFmaRows][2] = {};
-    for (int64_t col_tile = warp; col_tile < m.col_tiles; col_tile += kFmaWarps) {
-      const DeviceTile tile = locate_tile(m, tile_row, col_tile, lane);
-      bool good = tile.valid;
-      if (good) {
-        const int64_t first_col = col_tile * m.tile_cols;
-        good = decode_tile<F, Left>(
-            tile, global_slots(m, tile.segment), Segment<F>(m.segment(tile.segment)),
-            global_words(tile, tile.start), global_words(tile, tile.end), lane,
-            [&](int group, int, const uint32_t (&pairs)[kPairsPerGroup], const RawBits<F>& raw,
-                int at) {
+// A weight times its column of x.
+CLLM_DEVICE void multiply_one(const LinearArgs& a, float weight, int64_t col, int first_row,
+                              int x_rows, int half, FmaSums& sums) {
+  const CodedView& matrix = a.matrix;
+  if (col >= matrix.cols) return;
+  for (int i = 0; i < x_rows; ++i) {
+    const float x = load_as_float(a.x, (first_row + i) * matrix.cols + col, a.dtype);
+    sums[i][half] = fmaf(weight, x, sums[i][half]);
+  }
+}
+
+// The main loop: pair j of a lane times columns col and col + 1 of x.
+template <class S>
+CLLM_DEVICE bool multiply_tile(const LinearArgs& a, const typename S::Tile& tile, int64_t col_tile,
+                               int first_row, int x_rows, FmaSums& sums) {
+  using F = typename S::Format;
+  const int lane = threadIdx.x & 31;
+  const int64_t first_col = col_tile * a.matrix.tile_cols;
+  const bool good = S::alone(a.matrix, tile, lane, [&](const auto& group) {
 #pragma unroll
-              for (int j = 0; j < kPairsPerGroup; ++j) {
-                const uint32_t pair = pairs[j] ^ F::fmt.flip, low = raw.low(at + j);
-                const float w0 = word_value<F>(pair & 0xffff, low & 0xffff);
-                const float w1 = word_value<F>(pair >> 16, low >> 16);
-                const int64_t col = first_col + kGroupCols * group + 2 * t + 8 * (j >> 1);
-                for (int n = 0; n < n_count; ++n) {
-                  const int64_t at_x = (n0 + n) * m.cols + col;
-                  float s = sum[n][j & 1];
-                  if (col < m.cols) s = fmaf(w0, load_as_float(a.x, at_x, a.dtype), s);
-                  if (col + 1 < m.cols) s = fmaf(w1, load_as_float(a.x, at_x + 1, a.dtype), s);
-                  sum[n][j & 1] = s;
-                }
-              }
-            });
-      }
+    for (int j = 0; j < kPairsPerGroup; ++j) {
+      const uint32_t pair = group.words(j), low = group.low(j);
+      const int64_t col = first_col + kGroupCols * group.number + pair_col(lane, j);
+      const float w0 = word_value<F>(pair & 0xffff, low & 0xffff);
+      const float w1 = word_value<F>(pair >> 16, low >> 16);
+      multiply_one(a, w0, col, first_row, x_rows, j & 1, sums);
+      multiply_one(a, w1, col + 1, first_row, x_rows, j & 1, sums);
+    }
+  });
+  S::each_apart(a.matrix, tile, [&](int row, int col, uint32_t word) {
+    if (lane == lane_of(row, col))
+      multiply_one(a, word_value<F>(word), first_col + col, first_row, x_rows, row / 8, sums);
+  });
+  return good;
+}
+
+template <class S>
+__global__ void __launch_bounds__(32 * kFmaWarps) linear_fma(const LinearArgs a) {
+  __shared__ float kept[kFmaWarps][kFmaRows][kTileRows];
+  const CodedView& matrix = a.matrix;
+  const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  const int first_row = blockIdx.y * kFmaRows, left = a.x_rows - first_row;
+  const int x_rows = left < kFmaRows ? left : kFmaRows;
+  for (int64_t tile_row = blockIdx.x; tile_row < matrix.tile_rows; tile_row += gridDim.x) {
+    FmaSums sums = {};
+    for (int64_t col_tile = warp; col_tile < matrix.col_tiles; col_tile += kFmaWarps) {
+      const typename S::Tile tile = S::locate(matrix, tile_row, col_tile, lane);
+      const bool good = tile.valid && multiply_tile<S>(a, tile, col_tile, first_row, x_rows, sums);
       if (!__all_sync(~0u, good)) {
-        report_corrupt(a.status, tile_row * m.col_tiles + col_tile);
-        for (int n = 0; n < kFmaRows; ++n) sum[n][0] = sum[n][1] = float_from_bits(0x7fffffffu);
+        report_corrupt(a.status, tile_row * matrix.col_tiles + col_tile);
+        for (auto& sum : sums) sum[0] = sum[1] = float_from_bits(0x7fffffffu);
       }
     }
-    for (int n = 0; n < kFmaRows; ++n) {
-      for (int h = 0; h < 2; ++h) {
-        float s = sum[n][h];
-        s += __shfl_xor_sync(~0u, s, 1);
-        s += __shfl_xor_sync(~0u, s, 2);
-        if (t == 0) sums[warp][n][g + 8 * h] = s;
+    for (int i = 0; i < kFmaRows; ++i) {
+      for (int half = 0; half < 2; ++half) {
+        float sum = sums[i][half];
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        if (t == 0) kept[warp][i][g + 8 * half] = sum;
       }
     }
     __syncthreads();
     int64_t out_row;
-    const int rows = rows_of(m, tile_row, out_row);
-    for (int i = threadIdx.x; i < n_count * kTileRows; i += blockDim.x) {
-      const int n = i / kTileRows, row = i % kTileRows;
+    const int rows = rows_of(matrix, tile_row, out_row);
+    for (int item = threadIdx.x; item < x_rows * kTileRows; item += blockDim.x) {
+      const int i = item / kTileRows, row = item % kTileRows;
       float total = 0;
-      for (int w = 0; w < kFmaWarps; ++w) total += sums[w][n][row];
-      if (row < rows) finish(a, n0 + n, out_row + row, total);
+      for (int w = 0; w < kFmaWarps; ++w) total += kept[w][i][row];
+      if (row < rows) finish(a, first_row + i, out_row + row, total);
     }
     __syncthreads();
   }

@@ -1,6 +1,6 @@
 // Which kernel runs for a shape, with how many blocks, warps and bytes. Host code without CUDA.
 #pragma once
-#include "decode.h"
+#include "kernels.h"
 
 namespace codecllm::cuda {
 
@@ -12,27 +12,32 @@ struct Device {
   bool has_code;  // this library was compiled for it
 };
 
-enum class Path { mma, fma, gemm };
+// none: no fused kernel; decode, then GEMM.
+enum class Path { none, mma, fma };
 
 struct LinearPlan {
   Path path;
-  int log2_n;                                    // linear_mma's columns of x
-  int tile_rows, tile_columns, chunks, x_bytes;  // as in LinearArgs
-  int64_t grid;                                  // blocks along x
+  LinearKernel kernel;
+  int log2_rows;                                // linear_mma's rows of x, a power of two
+  int chunks, chunk_tiles, band_rows, x_bytes;  // as in LinearArgs
+  int64_t grid;                                 // blocks along x
   BlockLayout block;
   int most_shared;  // bytes that any block may have on this device
 };
 
-// Whether linear_mma exists for a weight format, an activation and a GPU.
-bool has_mma(int format, Dtype dtype, int predictor, int arch);
-
-LinearPlan plan_linear(const CodedView& matrix, int64_t m, Dtype dtype, const Device& device);
-
 struct DecodePlan {
+  DecodeKernel kernel;
   int64_t grid;
   BlockLayout block;
   int most_shared;
 };
+
+// Plans are the same for all x_rows up to one power of two.
+LinearPlan plan_linear(const CodedView& matrix, int64_t x_rows, Dtype dtype, const Device& device);
 DecodePlan plan_decode(const CodedView& matrix, const Device& device);
+
+// The same, remembered: layers of one shape share a plan, and a call does not make one. Any thread.
+LinearPlan cached_plan_linear(const CodedView& matrix, int64_t x_rows, Dtype dtype,
+                              const Device& device);
 
 }  // namespace codecllm::cuda

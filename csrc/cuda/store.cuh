@@ -1,8 +1,8 @@
 // From float32 sums to the output: scale, bias, rounding.
 #pragma once
 #include "../core/convert.h"
+#include "args.h"
 #include "device.cuh"
-#include "linear.h"
 
 namespace codecllm::cuda {
 
@@ -21,10 +21,10 @@ CLLM_DEVICE void store_rounded(void* p, int64_t i, Dtype dtype, float value) {
 }
 
 // sum * scale + bias, rounded once.
-CLLM_DEVICE void finish(const LinearArgs& a, int64_t n, int64_t row, float sum) {
+CLLM_DEVICE void finish(const LinearArgs& a, int64_t x_row, int64_t row, float sum) {
   if (a.scale) sum *= a.scale[a.scale_per_row ? row : 0];
   if (a.bias) sum += load_as_float(a.bias, row, a.dtype);
-  store_rounded(a.out, n * a.matrix.rows + row, a.dtype, sum);
+  store_rounded(a.out, x_row * a.matrix.rows + row, a.dtype, sum);
 }
 
 }  // namespace codecllm::cuda

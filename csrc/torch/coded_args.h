@@ -101,6 +101,7 @@ inline CodedView coded_view(const Operand& coded, const char* op) {
   v.rows = rows;
   v.cols = cols;
   v.format = layout.format;
+  v.coding = layout.coding;
   int bytes = word_bytes(layout.format, op);
   if (layout.stored()) {
     CLLM_CHECK(v.stream_bytes == rows * cols * bytes, "codecllm::", op,
@@ -123,16 +124,9 @@ inline CodedView coded_view(const Operand& coded, const char* op) {
              "codecllm::", op, ": corrupt layout: tile_cols ", v.tile_cols);
   CLLM_CHECK(table.size(1) == kTableHeader + (int64_t(1) << v.scale_bits), "codecllm::", op,
              ": corrupt table: ", table.size(1), " entries for scale_bits ", v.scale_bits);
-  v.col_tiles = ceil_div(cols, v.tile_cols);
+  v.derive();
   v.tile_rows =
       stream.is_cpu() ? tile_rows_of_table(v, op) : tile_rows_of_index(v, index.size(0), op);
-  with_format(v.format, [&](auto f) {
-    constexpr WeightFormat fmt = decltype(f)::fmt;
-    v.raw_tile_bytes = raw_tile_bytes(fmt, v.tile_cols / kGroupCols);
-    if (v.col_tiles)
-      v.raw_row_bytes =
-          (v.col_tiles - 1) * v.raw_tile_bytes + raw_tile_bytes(fmt, v.groups(v.col_tiles - 1));
-  });
   CLLM_CHECK(raw.numel() == v.tile_rows * v.raw_row_bytes, "codecllm::", op,
              ": corrupt raw plane: ", raw.numel(), " bytes, not ", v.tile_rows * v.raw_row_bytes);
   CLLM_CHECK(index.size(0) == v.tile_rows * v.col_tiles, "codecllm::", op,

@@ -87,30 +87,56 @@ void decode_into(const Tensor& stream, const Tensor& raw, const Tensor& index, c
                "decode");
 }
 
+// Words of rows `ids` (int64, contiguous) to `to`, row by row.
+void copy_rows(const Tensor& ids, const Operand& coded, const CodedView& view, uint8_t* to) {
+  const int64_t n = ids.numel(), rows = coded.rows;
+  const int64_t* id = ids.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < n; ++i)
+    CLLM_CHECK(id[i] >= 0 && id[i] < rows, "codecllm::decode_rows: index ", id[i],
+               " is out of range for a matrix of ", rows, " rows");
+  const int64_t row_bytes = coded.cols * word_bytes(coded.layout.format, "decode_rows");
+  if (n * row_bytes == 0) return;
+  if (coded.layout.stored()) {
+    for (int64_t i = 0; i < n; ++i)
+      memcpy(to + i * row_bytes, view.stream + id[i] * row_bytes, size_t(row_bytes));
+    return;
+  }
+  SharedStatus status;
+  torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+    status.merge(decode_rows(view, id, begin, end, to));
+  });
+  check_status(status.get(), "decode_rows");
+}
+
 Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& raw,
                          const Tensor& index, const Tensor& table, int64_t rows, int64_t cols,
                          int64_t layout_word) {
   const Operand coded(stream, raw, index, table, rows, cols, layout_word);
   const CodedView view = coded_view(coded, "decode_rows");
   check_tensor(ids, ScalarType::Long, 1, "decode_rows", "ids", stream);
-  const int64_t* id = ids.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < ids.numel(); ++i)
-    CLLM_CHECK(id[i] >= 0 && id[i] < rows, "codecllm::decode_rows: index ", id[i],
-               " is out of range for a matrix of ", rows, " rows");
   const int64_t row_bytes = cols * word_bytes(coded.layout.format, "decode_rows");
   Tensor out = torch::stable::new_empty(stream, {ids.numel(), row_bytes}, ScalarType::Byte);
-  if (!out.numel()) return out;
-  uint8_t* to = out.mutable_data_ptr<uint8_t>();
-  if (coded.layout.stored()) {
-    for (int64_t i = 0; i < ids.numel(); ++i)
-      memcpy(to + i * row_bytes, view.stream + id[i] * row_bytes, size_t(row_bytes));
-    return out;
-  }
-  SharedStatus status;
-  torch::stable::parallel_for(0, ids.numel(), 1, [&](int64_t begin, int64_t end) {
-    status.merge(decode_rows(view, id, begin, end, to));
-  });
-  check_status(status.get(), "decode_rows");
+  copy_rows(ids, coded, view, out.mutable_data_ptr<uint8_t>());
+  return out;
+}
+
+// The common case, an embedding in the dtype that is coded, without a detour through Python; all
+// else is decoded, scaled and cast there.
+Tensor decode_rows_op(const Tensor& ids, const Tensor& stream, const Tensor& raw,
+                      const Tensor& index, const Tensor& table, OptTensor scale, int64_t rows,
+                      int64_t cols, int64_t layout_word, std::optional<ScalarType> dtype) {
+  const Operand coded(stream, raw, index, table, rows, cols, layout_word);
+  const bool plain = ids.is_cpu() && ids.scalar_type() == ScalarType::Long && ids.is_contiguous();
+  const std::optional<ScalarType> native = word_dtype(coded.layout.format);
+  if (!plain || scale || coded.layout.scale_kind != kNoScale || !native ||
+      dtype.value_or(*native) != *native)
+    return decode_rows_converted(ids, coded, scale, dtype);
+  const CodedView view = coded_view(coded, "decode_rows");
+  std::vector<int64_t> shape;
+  for (int64_t d = 0; d < ids.dim(); ++d) shape.push_back(ids.size(d));
+  shape.push_back(cols);
+  Tensor out = torch::stable::new_empty(stream, shape, *native);
+  copy_rows(ids, coded, view, (uint8_t*)out.mutable_data_ptr());
   return out;
 }
 
@@ -121,8 +147,9 @@ struct LinearCall {
   Tensor x;  // [M, K], contiguous
   OptTensor scale, bias;
 
-  const float* scales() const { return scale ? scale->const_data_ptr<float>() : nullptr; }
-  bool scale_per_row() const { return layout.scale_kind == kRowScale; }
+  Scale weight_scale() const {
+    return Scale::of(layout.scale_kind, scale ? scale->const_data_ptr<float>() : nullptr);
+  }
 };
 
 // Decoded weights live in registers and the first-level cache only.
@@ -130,15 +157,13 @@ Tensor fused_linear(const LinearCall& c) {
   const int64_t m = c.x.size(0), rows = c.view.rows, cols = c.view.cols;
   Tensor out = torch::stable::new_empty(c.x, {m, rows});
   const Kernels& k = kernels();
-  const bool as_bf16 = k.bf16_dot && c.dtype == Dtype::bf16 && c.view.format == Bf16::fmt.id;
-  const int64_t padded = ceil_div(cols, kGroupCols) * kGroupCols;
-  ScratchBuffer packed(m * padded * (as_bf16 ? 2 : 4));
+  const bool as_bf16 = packs_bf16(k, c.view, c.dtype);
+  ScratchBuffer packed(packed_bytes(m, cols, as_bf16));
   pack_x(c.x.const_data_ptr(), c.dtype, m, cols, as_bf16, packed.get());
   const LinearArgs a = {packed.get(),
                         as_bf16,
                         m,
-                        c.scales(),
-                        c.scale_per_row(),
+                        c.weight_scale(),
                         c.bias ? c.bias->const_data_ptr() : nullptr,
                         out.mutable_data_ptr(),
                         c.dtype,
@@ -175,9 +200,8 @@ Tensor gemm_linear(const LinearCall& c) {
     uint8_t* to = (uint8_t*)scratch.mutable_data_ptr();
     check_status(parallel_tile_rows(c.view, begin, end, 0,
                                     [&](int64_t lo, int64_t hi, uint8_t* thread_scratch) {
-                                      return k.decode_as(c.view, lo, hi, c.dtype, c.scales(),
-                                                         c.scale_per_row(), row0, to,
-                                                         thread_scratch);
+                                      return k.decode_as(c.view, lo, hi, c.dtype, c.weight_scale(),
+                                                         row0, to, thread_scratch);
                                     }),
                  "decode_linear");
     Tensor weight = torch::stable::narrow(scratch, 0, 0, n);
@@ -301,7 +325,7 @@ std::tuple<Tensor, Tensor, Tensor> encode_tiles_op(const Tensor& words, const Te
   const int64_t tile_rows = ceil_div(view.rows, kTileRows), col_tiles = ceil_div(cols, tile_cols);
   int64_t raw_bytes = 0;
   with_format(view.format,
-              [&](auto f) { raw_bytes = raw_row_bytes(decltype(f)::fmt, cols, int(tile_cols)); });
+              [&](auto f) { raw_bytes = ColumnTiles{cols, int(tile_cols)}.raw_row_bytes(f.fmt); });
   Tensor raw = torch::stable::new_empty(words, {tile_rows * raw_bytes}, ScalarType::Byte);
   Tensor lengths =
       torch::stable::new_empty(words, {tile_rows * col_tiles, kLanes}, ScalarType::Int);
@@ -351,6 +375,7 @@ std::string available_isas() {
 STABLE_TORCH_LIBRARY_IMPL(codecllm, CPU, m) {
   m.impl("_decode_into", TORCH_BOX(&codecllm::decode_into));
   m.impl("_decode_rows_words", TORCH_BOX(&codecllm::decode_rows_words));
+  m.impl("decode_rows", TORCH_BOX(&codecllm::decode_rows_op));
   m.impl("decode_linear", TORCH_BOX(&codecllm::decode_linear));
   m.impl("_count_values", TORCH_BOX(&codecllm::count_values_op));
   m.impl("_count_pairs", TORCH_BOX(&codecllm::count_pairs_op));

@@ -3,10 +3,8 @@
 #define USE_CUDA 1  // shows aoti_torch_get_current_cuda_stream
 #include <torch/csrc/stable/accelerator.h>
 
-#include <algorithm>
 #include <atomic>
 #include <optional>
-#include <tuple>
 #include <vector>
 
 #include "../cuda/launch.h"
@@ -15,14 +13,16 @@
 namespace codecllm {
 namespace {
 
-using torch::stable::detail::from;
-
 // GPUs below are left to pure torch: no warp shuffles of this kind, no shared memory to speak of.
 constexpr int kMinArch = 75;
 
 bool runs_on(const cuda::Device& device) { return device.arch >= kMinArch && device.has_code; }
 
 void check_cuda(cudaError_t error, const char* op) {
+  CLLM_CHECK(
+      error != cudaErrorStreamCaptureUnsupported, "codecllm::", op,
+      ": a CUDA graph is being captured, and this GPU has not loaded the kernel yet: run the "
+      "same call once before the capture");
   CLLM_CHECK(error == cudaSuccess, "codecllm::", op, ": CUDA: ", cudaGetErrorString(error));
 }
 
@@ -38,8 +38,8 @@ cuda::Device properties_of(const Tensor& t, const char* op) {
   return device;
 }
 
-// Kernels read 16 bytes at once. Tensors of torch's allocator begin where they may; a view of one
-// may not, and is copied.
+// Kernels read 16 bytes at once. Who loads streams aligns them; a view that begins elsewhere is
+// copied in every call.
 Tensor aligned(const Tensor& t) {
   return uintptr_t(t.const_data_ptr()) % 16 ? torch::stable::clone(t) : t;
 }
@@ -74,8 +74,10 @@ bool set_check(bool on) { return checking.exchange(on); }
 
 class StatusWord {
  public:
-  explicit StatusWord(const Tensor& like) {
+  StatusWord(const Tensor& like, const char* op) {
     if (!checking.load()) return;
+    CLLM_CHECK(!cuda::is_capturing(current_stream(like)), "codecllm::", op,
+               ": set_check(True) waits for the GPU, which the capture of a CUDA graph forbids");
     word_ = torch::stable::new_empty(like, {1}, ScalarType::Long);
     torch::stable::fill_(*word_, -1);
   }
@@ -110,7 +112,7 @@ void decode_into(const Tensor& stream, const Tensor& raw, const Tensor& index, c
     torch::stable::copy_(to, torch::stable::view(m.stream, {rows, out.size(1)}));
     return;
   }
-  const StatusWord status(stream);
+  const StatusWord status(stream, op);
   cuda::DecodeArgs a = {};
   a.matrix = m.view;
   a.out = out.mutable_data_ptr<uint8_t>();
@@ -133,7 +135,7 @@ Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& 
   Tensor out = torch::stable::new_empty(stream, {ids.numel(), row_bytes}, ScalarType::Byte);
   if (!out.numel()) return out;
   CLLM_CHECK(rows > 0, "codecllm::decode_rows: an index is out of range for 0 rows");
-  const StatusWord status(stream);
+  const StatusWord status(stream, op);
   cuda::DecodeArgs a = {};
   a.matrix = m.view;
   a.out = out.mutable_data_ptr<uint8_t>();
@@ -158,24 +160,24 @@ Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, c
   const Layout& layout = matrix.coded.layout;
   const Dtype dtype = activation_dtype(x);
   check_product(x, matrix.coded, scale, bias);
-  int64_t m = 1;
-  const std::vector<int64_t> shape = output_shape(x, rows, m);
-  if (m == 0 || rows == 0) return torch::stable::new_empty(x, shape);
+  int64_t x_rows = 1;
+  const std::vector<int64_t> shape = output_shape(x, rows, x_rows);
+  if (x_rows == 0 || rows == 0) return torch::stable::new_empty(x, shape);
   const cuda::Device device = properties_of(stream, op);
-  if (layout.stored() || cols == 0 || m > cuda::kMaxFusedRows || !runs_on(device))
+  if (layout.stored() || cols == 0 || x_rows > cuda::kMaxFusedRows || !runs_on(device))
     return decode_then_linear(x, matrix.coded, scale, bias);
 
   const Tensor dense_x = torch::stable::contiguous(x);
   Tensor out = torch::stable::new_empty(x, shape);
-  const cuda::LinearPlan plan = cuda::plan_linear(matrix.view, m, dtype, device);
-  const int64_t floats = cuda::workspace_floats(plan, m, rows);
+  const cuda::LinearPlan plan = cuda::cached_plan_linear(matrix.view, x_rows, dtype, device);
+  const int64_t floats = cuda::workspace_floats(plan, x_rows, rows);
   std::optional<Tensor> partial;
   if (floats) partial = torch::stable::new_empty(x, {floats}, ScalarType::Float);
-  const StatusWord status(stream);
+  const StatusWord status(stream, op);
   cuda::LinearArgs a = {};
   a.matrix = matrix.view;
   a.x = dense_x.const_data_ptr();
-  a.m = int(m);
+  a.x_rows = int(x_rows);
   a.dtype = dtype;
   a.scale = scale ? scale->const_data_ptr<float>() : nullptr;
   a.scale_per_row = layout.scale_kind == kRowScale;

@@ -11,7 +11,7 @@ import torch
 import codecllm_ops as ops
 from cases import every_backend, running, weights
 from codecllm_ops import CodedMatrix, CorruptStreamError
-from codecllm_ops.codec.coded import read_index, write_index
+from codecllm_ops.codec.rans.index import read_index, write_index
 from codecllm_ops.format import FORMATS
 
 

@@ -12,7 +12,7 @@ import codecllm_ops as ops
 from assertions import assert_same_words
 from cases import every_backend, running, weights
 from codecllm_ops import CodedMatrix
-from codecllm_ops.codec.coded import read_index, write_index
+from codecllm_ops.codec.rans.index import read_index, write_index
 from codecllm_ops.format import FORMATS, Segment
 
 BF16 = FORMATS["bf16"]

@@ -7,8 +7,8 @@ import pytest
 
 from assertions import assert_same_words
 from cases import CONTENTS, EMPTY_SHAPES, SHAPES, all_patterns, every_content, every_format
-from codecllm_ops.codec import reference
-from codecllm_ops.codec.reference import lane_lengths
+from codecllm_ops.codec.rans import reference
+from codecllm_ops.codec.rans.reference import lane_lengths
 from codecllm_ops.format import FORMATS, CorruptStreamError, Head
 from codecllm_ops.format.layout import record_ints
 

@@ -12,7 +12,7 @@ import codecllm_ops as ops
 from assertions import assert_same_words
 from cases import CONTENTS, every_format, random_words, to_tensor, to_words, weights
 from codecllm_ops import CodedMatrix
-from codecllm_ops.codec import reference
+from codecllm_ops.codec.rans import reference
 from codecllm_ops.format import FORMATS
 
 BF16 = FORMATS["bf16"]
@@ -215,7 +215,7 @@ def test_stored_matrices_are_joined():
         ("tile_cols", lambda: coded(weights(16, 64, BF16), tile_cols=16)),
         ("scale_bits", lambda: coded(weights(16, 64, BF16), scale_bits=9)),
         ("predictor", lambda: coded(weights(16, 64, BF16), predictor="left")),
-        ("stored", lambda: ops.encode(to_tensor(random_words(16, 64, BF16), BF16), tile_cols=32)),
+        ("coding", lambda: ops.encode(to_tensor(random_words(16, 64, BF16), BF16), tile_cols=32)),
     ],
 )
 def test_parts_that_differ_are_refused_by_name(key, other):
@@ -227,7 +227,7 @@ def test_kinds_of_scale_do_not_mix():
     q = weights(16, 64, FORMATS["int8"])
     rows, tensor = coded(q, scale=torch.ones(16)), coded(q, scale=torch.ones(1))
     with pytest.raises(
-        ValueError, match=r"parts differ in stored: False, True; .*allow_stored=False"
+        ValueError, match=r"parts differ in coding: rans, stored; .*allow_stored=False"
     ):
         stored = ops.encode(to_tensor(random_words(16, 64, FORMATS["int8"]), FORMATS["int8"]))
         CodedMatrix.concat_rows([coded(q), stored])

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cases import ALL_FORMATS
-from codecllm_ops.codec.coded import read_index, write_index
-from codecllm_ops.codec.tables import (
+from codecllm_ops.codec.rans.index import read_index, write_index
+from codecllm_ops.codec.rans.tables import (
     TABLE_HEADER,
     choose_window,
     normalise,

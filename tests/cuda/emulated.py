@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes as c
 import functools
+import math
 import os
 import subprocess
 import sysconfig
@@ -13,7 +14,7 @@ from pathlib import Path
 import torch
 
 from codecllm_ops.codec.coded import CodedMatrix
-from codecllm_ops.codec.tables import runtime_table
+from codecllm_ops.codec.rans.tables import runtime_table
 
 ROOT = Path(__file__).parents[2]
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -33,6 +34,7 @@ class View(c.Structure):
         *((n, c.c_int64) for n in ("segments", "rows", "cols")),
         *((n, c.c_int32) for n in ("format", "scale_bits", "len_bits", "predictor", "tile_cols")),
         *((n, c.c_int64) for n in ("tile_rows", "col_tiles", "raw_row_bytes", "raw_tile_bytes")),
+        ("coding", c.c_int32),
     ]
 
 
@@ -48,28 +50,28 @@ class Plan(c.Structure):
             (n, c.c_int32)
             for n in (
                 "path",
-                "log2_n",
-                "tile_rows",
-                "tile_columns",
+                "log2_rows",
+                "band_rows",
+                "chunk_tiles",
                 "chunks",
                 "copies",
                 "warps",
                 "shared_bytes",
                 "x_bytes",
-                "extra_bytes",
+                "kernel_bytes",
             )
         ),
         ("grid", c.c_int64),
     ]
 
 
-PATHS = ("mma", "fma", "gemm")  # enum class Path of csrc/cuda/plan.h
+PATHS = ("none", "mma", "fma")  # enum class Path of csrc/cuda/plan.h
 
 
 def build(folder: Path, *flags: str) -> Path:
     """Compiles the kernels for the CPU; nothing is done if they have not changed."""
     target = folder / "libemulated.so"
-    sources = [*ROOT.glob("csrc/c[ou]*/*"), *Path(__file__).parent.rglob("emu/**/*")]
+    sources = [*ROOT.glob("csrc/c[ou]*/**/*"), *Path(__file__).parent.rglob("emu/**/*")]
     newest = max(s.stat().st_mtime for s in sources if s.is_file())
     if not target.exists() or target.stat().st_mtime < newest:
         compiler = os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "g++"
@@ -77,8 +79,8 @@ def build(folder: Path, *flags: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         subprocess.run(
             [*compiler.split()[:1], "-std=c++20", "-O2", "-g1", "-fPIC", "-shared", "-Wall",
-             "-Wno-unknown-pragmas", f"-I{ROOT}/tests/cuda/emu/fake", *flags, "-o", temporary,
-             ROOT / "tests/cuda/emu/emulated.cpp"],
+             "-Wno-unknown-pragmas", "-Wl,-z,defs", f"-I{ROOT}/tests/cuda/emu/fake",
+             *flags, "-o", temporary, ROOT / "tests/cuda/emu/emulated.cpp"],
             check=True,
         )  # fmt: skip
         temporary.rename(target)
@@ -88,7 +90,8 @@ def build(folder: Path, *flags: str) -> Path:
 @functools.cache
 def library():
     lib = c.CDLL(os.environ.get("CODECLLM_EMULATED") or build(ROOT / "build/emulator"))
-    lib.emulated_plan.restype = Plan
+    lib.emulated_plan.restype = lib.emulated_cached_plan.restype = Plan
+    lib.emulated_plan_time.restype = c.c_double
     for name in ("emulated_linear", "emulated_decode", "emulated_decode_rows", "sizeof_view"):
         getattr(lib, name).restype = c.c_uint64
     assert lib.sizeof_view() == c.sizeof(View)
@@ -138,36 +141,113 @@ def view_of(coded: CodedMatrix, table: torch.Tensor | None = None) -> tuple[View
     return view, table
 
 
+class Output:
+    """A tensor with a fence on both sides: kernels must not write beyond it."""
+
+    FENCE, BYTE = 4096, 0x5E
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, fill: int) -> None:
+        count = math.prod(shape) * dtype.itemsize
+        self._all = torch.full((count + 2 * self.FENCE,), self.BYTE, dtype=torch.uint8)
+        inner = self._all[self.FENCE : self.FENCE + count]
+        self.tensor = inner.fill_(fill).view(dtype).view(shape)
+
+    @property
+    def pointer(self) -> c.c_void_p:
+        return c.c_void_p(self.tensor.data_ptr())
+
+    def checked(self) -> torch.Tensor:
+        fences = torch.cat([self._all[: self.FENCE], self._all[-self.FENCE :]])
+        assert (fences == self.BYTE).all(), "written outside of the output"
+        return self.tensor.clone()
+
+
 def decode(
     coded: CodedMatrix, device: Device | None = None, table: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, int]:
     """Words of the matrix, and the status."""
-    view, table = view_of(coded, table)
-    fmt = coded.info.fmt
-    out = torch.full((view.rows, view.cols * fmt.word_bytes), 0x55, dtype=torch.uint8)
+    view, _table = view_of(coded, table)
+    return decode_view(view, coded.info.fmt, device)
+
+
+def decode_view(view: View, fmt, device: Device | None = None) -> tuple[torch.Tensor, int]:
+    out = Output((view.rows, view.cols * fmt.word_bytes), torch.uint8, 0x55)
     options = (device or Device()).options()
-    status = library().emulated_decode(c.byref(view), c.c_void_p(out.data_ptr()), c.byref(options))
-    del table
-    return out.view(fmt.dtype), status
+    status = library().emulated_decode(c.byref(view), out.pointer, c.byref(options))
+    return out.checked().view(fmt.dtype), status
 
 
 def decode_rows(
     ids: torch.Tensor, coded: CodedMatrix, table: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, int]:
-    view, table = view_of(coded, table)
-    fmt = coded.info.fmt
-    out = torch.full((ids.numel(), view.cols * fmt.word_bytes), 0x55, dtype=torch.uint8)
+    view, _table = view_of(coded, table)
+    return decode_rows_view(ids, view, coded.info.fmt)
+
+
+def decode_rows_view(ids: torch.Tensor, view: View, fmt) -> tuple[torch.Tensor, int]:
+    out = Output((ids.numel(), view.cols * fmt.word_bytes), torch.uint8, 0x55)
     status = library().emulated_decode_rows(
-        c.byref(view), c.c_void_p(ids.data_ptr()), c.c_int64(ids.numel()),
-        c.c_void_p(out.data_ptr()),
-    )  # fmt: skip
-    del table
-    return out.view(fmt.dtype), status
+        c.byref(view), c.c_void_p(ids.data_ptr()), c.c_int64(ids.numel()), out.pointer
+    )
+    return out.checked().view(fmt.dtype), status
 
 
 def plan_of(view: View, m: int, dtype: torch.dtype, device: Device | None = None) -> Plan:
     options = (device or Device()).options()
     return library().emulated_plan(c.byref(view), c.c_int64(m), DTYPES[dtype], c.byref(options))
+
+
+def cached_plan_of(view: View, m: int, dtype: torch.dtype, device: Device | None = None) -> Plan:
+    options = (device or Device()).options()
+    return library().emulated_cached_plan(
+        c.byref(view), c.c_int64(m), DTYPES[dtype], c.byref(options)
+    )
+
+
+def plan_nanoseconds(view: View, m: int, cached: bool, repeats: int) -> float:
+    """Of a plan for bf16 on an H200."""
+    options = Device(90, 132).options()
+    return library().emulated_plan_time(
+        c.byref(view), c.c_int64(m), DTYPES[torch.bfloat16], c.byref(options), int(cached), repeats
+    )
+
+
+@dataclass
+class Calls:
+    """What was asked of the pretended CUDA runtime."""
+
+    loads: int
+    attributes: int
+    launches: int
+    strict: bool  # the thread's capture mode is the one it had
+
+
+def runtime(*, capturing: bool = False, loads_in_capture: bool = True, error: int = 0) -> Calls:
+    """What was called since the last time; from now on the runtime behaves as said."""
+    counts = (c.c_int64 * 4)()
+    library().emulated_runtime(int(capturing), int(loads_in_capture), error, counts)
+    return Calls(*counts[:3], bool(counts[3]))
+
+
+def decode_error(coded: CodedMatrix, device: Device) -> int:
+    """CUDA's error of a launch of decode."""
+    view, table = view_of(coded)
+    out = Output((view.rows, view.cols * coded.info.fmt.word_bytes), torch.uint8, 0)
+    options = device.options()
+    error = library().emulated_decode_error(c.byref(view), out.pointer, c.byref(options))
+    del table
+    return error
+
+
+def launch_nothing_error(coded: CodedMatrix) -> int:
+    view, _table = view_of(coded)
+    return library().emulated_launch_nothing(c.byref(view))
+
+
+def device_error(number: int) -> tuple[int, bool]:
+    """Of reading a device's properties; whether this library has code for it."""
+    has_code = c.c_int()
+    return library().emulated_device(number, c.byref(has_code)), bool(has_code.value)
 
 
 def plan(coded: CodedMatrix, m: int, dtype: torch.dtype, device: Device | None = None) -> Plan:
@@ -183,16 +263,24 @@ def linear(
     table: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, int]:
     """decode_linear of x [m, cols], and the status."""
-    view, table = view_of(coded, table)
-    scale = coded.info.scale
-    out = torch.full((x.shape[0], view.rows), float("nan"), dtype=x.dtype)
+    view, _table = view_of(coded, table)
+    return linear_view(x, view, coded.info.scale, coded.info.scale_kind == 2, bias, device)
+
+
+def linear_view(
+    x: torch.Tensor,
+    view: View,
+    scale=None,
+    scale_per_row: bool = False,
+    bias: torch.Tensor | None = None,
+    device: Device | None = None,
+) -> tuple[torch.Tensor, int]:
+    out = Output((x.shape[0], view.rows), x.dtype, 0xFF)
     options = (device or Device()).options()
     status = library().emulated_linear(
         c.byref(view), c.c_void_p(x.data_ptr()), c.c_int64(x.shape[0]), DTYPES[x.dtype],
-        None if scale is None else c.c_void_p(scale.ctypes.data),
-        int(coded.info.scale_kind == 2),
+        None if scale is None else c.c_void_p(scale.ctypes.data), int(scale_per_row),
         None if bias is None else c.c_void_p(bias.data_ptr()),
-        c.c_void_p(out.data_ptr()), c.byref(options),
+        out.pointer, c.byref(options),
     )  # fmt: skip
-    del table
-    return out, status
+    return out.checked(), status

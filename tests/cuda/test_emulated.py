@@ -182,7 +182,7 @@ def test_linear_with_predictor_left():
 
 
 def test_linear_before_sm_80():
-    check_linear(BF16, torch.float16, (20, 100), 9, Device(arch=75), path="fma")
+    check_linear(BF16, torch.bfloat16, (20, 100), 9, Device(arch=75), path="fma")
 
 
 def test_every_way_to_cut_the_work():
@@ -196,10 +196,10 @@ def test_every_way_to_cut_the_work():
                 device = Device(90, processors, shared, shared + 1024)
                 found = emulated.plan(coded, m, torch.bfloat16, device)
                 assert found.shared_bytes <= shared
-                seen.add((found.path, found.tile_rows > 1, found.tile_columns > 1,
+                seen.add((found.path, found.band_rows > 1, found.chunk_tiles > 1,
                           found.chunks > 1, found.copies, found.grid > 1))  # fmt: skip
-                if found.path == 0:
-                    rounds.add(-(-7 // found.grid) > found.tile_rows)
+                if emulated.PATHS[found.path] == "mma":
+                    rounds.add(-(-7 // found.grid) > found.band_rows)
                 x = torch.randn(m, 700, dtype=torch.bfloat16)
                 out, status = emulated.linear(x, coded, device=device)
                 assert status == GOOD
@@ -226,15 +226,15 @@ def test_plans_keep_inside_their_memory_and_cover_the_matrix(device):
         view.stream_bytes *= view.tile_rows * view.col_tiles
         m = int(rng.integers(1, 65))
         p = emulated.plan_of(view, m, torch.bfloat16, gpu)
-        paths.add(p.path)
+        paths.add(emulated.PATHS[p.path])
         if emulated.PATHS[p.path] != "mma":
             continue
-        sums = 64 * (1 << p.log2_n) * p.tile_rows * p.tile_columns
-        assert p.x_bytes + sums <= p.extra_bytes and p.shared_bytes <= kib << 10
-        assert p.chunks * p.tile_columns >= view.col_tiles > (p.chunks - 1) * p.tile_columns
+        sums = 64 * (1 << p.log2_rows) * p.band_rows * p.chunk_tiles
+        assert p.x_bytes + sums <= p.kernel_bytes and p.shared_bytes <= kib << 10
+        assert p.chunks * p.chunk_tiles >= view.col_tiles > (p.chunks - 1) * p.chunk_tiles
         assert 1 <= p.warps <= 24 and 1 <= p.grid <= view.tile_rows
         assert p.grid * p.chunks <= processors or p.grid == 1
-    assert 0 in paths
+    assert "mma" in paths
 
 
 @pytest.mark.parametrize(
@@ -258,6 +258,7 @@ def test_many_narrow_tiles(case):
 @pytest.mark.parametrize("value", [-1, 5, 2**31 - 1, -(2**31)])
 @pytest.mark.parametrize("field", range(5))
 def test_a_table_that_lies_stays_inside(field, value):
+    """Reads outside end the program, writes fail in `emulated.Output`."""
     _, part = coded_of("normal", 21, 40, BF16, tile_cols=16)
     coded = ops.CodedMatrix.concat_rows([part, part])
     for segment in range(2):

@@ -4,9 +4,23 @@
 #include <initializer_list>
 
 #include "core/format.h"
+#include "core/layout.h"
 #include "core/rans.h"
 
 using namespace codecllm;
+
+// Lane order and back: every pair of a tile of two groups is where its row and column say.
+constexpr bool places_agree() {
+  for (int group = 0; group < 2; ++group)
+    for (int j = 0; j < kPairsPerGroup; ++j)
+      for (int lane = 0; lane < kLanes; ++lane)
+        for (int i = 0; i < 2; ++i)
+          if (pair_at(pair_row(lane, j), kGroupCols * group + pair_col(lane, j) + i) !=
+              (kPairsPerGroup * group + j) * kLanes + lane)
+            return false;
+  return true;
+}
+static_assert(places_agree());
 
 static const char* separator = "";
 
@@ -30,6 +44,17 @@ int main() {
   key("max_index", kEscapeIndex - 1);
   key("table_header", kTableHeader);
   key("rans_l", kRansL);
+
+  printf("}, \"layout\": [");
+  for (const LayoutField& f : kLayoutFields)
+    printf("%s[\"%s\", %d, %d]", f.first_bit ? ", " : "", f.name, f.first_bit, f.bits);
+  printf("], \"kinds\": {");
+  separator = "";
+  key("codings", kCodings);
+  key("scale_kinds", kScaleKinds);
+  key("rans", int(Coding::rans));
+  key("stored", int(Coding::stored));
+  key("row_scale", kRowScale);
 
   const int groups[] = {1, 2, 3, 5, 8, 31, 32, 1024};
   const char* comma = "";

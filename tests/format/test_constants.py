@@ -10,8 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codecllm_ops.codec import reference, tables
-from codecllm_ops.format import FORMATS, GROUP_COLS, LANES, TILE_ROWS, head, layout
+from codecllm_ops.codec.rans import reference, tables
+from codecllm_ops.format import (
+    FORMATS,
+    GROUP_COLS,
+    LANES,
+    TILE_ROWS,
+    head,
+    layout,
+    layout_word,
+    scales,
+)
 from codecllm_ops.format.layout import containers, raw_tile_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,6 +57,26 @@ def test_sizes_are_equal(cpp):
         "table_header": tables.TABLE_HEADER,
         "rans_l": reference.RANS_L,
     }
+
+
+def test_layout_has_the_same_fields(cpp):
+    assert [tuple(field) for field in cpp["layout"]] == list(layout_word.FIELDS)
+    assert cpp["kinds"] == {
+        "codings": len(layout_word.CODINGS),
+        "scale_kinds": layout_word.SCALE_KINDS,
+        "rans": layout_word.CODINGS.index("rans"),
+        "stored": layout_word.CODINGS.index("stored"),
+        "row_scale": scales.ROW_SCALE,
+    }
+
+
+def test_fields_of_the_layout_do_not_overlap():
+    bits = [first + i for _, first, n in layout_word.FIELDS for i in range(n)]
+    assert len(bits) == len(set(bits)) and max(bits) < 63
+    for number in range(8):
+        layout = layout_word.Layout(*(number % (1 << n) for _, _, n in layout_word.FIELDS))
+        if layout.coding < len(layout_word.CODINGS) and layout.scale_kind < layout_word.SCALE_KINDS:
+            assert layout_word.Layout.unpack(layout.pack()) == layout
 
 
 def test_weight_formats_and_their_planes_are_equal(cpp):

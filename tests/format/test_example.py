@@ -10,7 +10,7 @@ import torch
 import codecllm_ops as ops
 from cases import every_backend, running
 from codecllm_ops import CodedMatrix
-from codecllm_ops.codec import reference
+from codecllm_ops.codec.rans import reference
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "format.md"
 NAMES = ("weight", "weight_raw", "weight_index", "weight_head")

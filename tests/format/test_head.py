@@ -15,13 +15,8 @@ from hypothesis import strategies as st
 import codecllm_ops as ops
 from cases import ALL_FORMATS, weights
 from codecllm_ops.format import FORMATS, CorruptStreamError, Head, Segment, UnsupportedFormatError
-from codecllm_ops.format.head import (
-    MAX_DIM,
-    NO_SCALE,
-    ROW_SCALE,
-    TENSOR_SCALE,
-    VERSION,
-)
+from codecllm_ops.format.head import MAX_DIM, VERSION
+from codecllm_ops.format.scales import NO_SCALE, ROW_SCALE, TENSOR_SCALE
 
 # ---- round trip ---------------------------------------------------------------------------------
 
@@ -84,7 +79,7 @@ def test_parse_inverts_pack(head):
 
 
 def test_stored_head_round_trips():
-    head = Head(FORMATS["int8"], 3, 5, 0, 0, 0, (), stored=True, stream_bytes=15)
+    head = Head(FORMATS["int8"], 3, 5, 0, 0, 0, (), coding="stored", stream_bytes=15)
     assert Head.parse(head.pack()) == head
 
 

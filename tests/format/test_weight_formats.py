@@ -13,7 +13,7 @@ import torch
 import codecllm_ops as ops
 from assertions import assert_same_words
 from cases import ALL_FORMATS, CONTENTS, every_content, every_format, running, to_tensor, to_words
-from codecllm_ops.codec import reference
+from codecllm_ops.codec.rans import reference
 from codecllm_ops.format import (
     FORMATS,
     UnsupportedFormatError,

@@ -10,6 +10,9 @@
 // * decode writes its own rows and nothing else;
 // * all instruction sets agree: corrupt, or the same words;
 // * undamaged matrices decode to what was encoded.
+//
+// Built with CLLM_MORE_FORMATS (run.py) it has formats that the project does not have: one without
+// raw bits, and a float of another kind, of which more than the exponent is coded.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -136,18 +139,17 @@ struct Coded {
 void derive(Coded& c) {
   CodedView& v = c.view;
   v.tile_rows = 0;
-  v.col_tiles = ceil_div(v.cols, v.tile_cols);
-  v.raw_row_bytes = v.raw_tile_bytes = 0;
   for (int64_t s = 0; s < v.segments; ++s) {
     const uint32_t* h = c.table.data() + s * (kTableHeader + (int64_t(1) << v.scale_bits));
     v.tile_rows += ceil_div(h[kRows], kTileRows);
   }
-  with_format(v.format, [&](auto f) {
-    v.raw_tile_bytes = raw_tile_bytes(f.fmt, v.tile_cols / kGroupCols);
-    if (v.col_tiles)
-      v.raw_row_bytes =
-          (v.col_tiles - 1) * v.raw_tile_bytes + raw_tile_bytes(f.fmt, v.groups(v.col_tiles - 1));
-  });
+  v.derive();
+}
+
+int any_format(Random& random) {
+  std::vector<int> ids;
+  for_each_format([&](auto f) { ids.push_back(f.fmt.id); });
+  return ids[size_t(random.below(int64_t(ids.size())))];
 }
 
 // Random words whose coded values are spread over `spread` values, with some anywhere.
@@ -250,7 +252,7 @@ void pack_index(Random& random, Coded& c, const std::vector<Record>& records) {
 Coded make_coded(Random& random) {
   Coded c;
   CodedView& v = c.view;
-  v.format = int(1 + random.below(6));
+  v.format = any_format(random);
   v.scale_bits = int(kMinScaleBits + random.below(4));
   v.predictor = int(random.below(2));
   v.tile_cols = int(16 * random.of({1, 1, 2, 3, 4, 7, 16, 32}));
@@ -270,7 +272,7 @@ Coded make_coded(Random& random) {
       EncoderTables tables(plan.pairs.data(), plan.freqs.data(), int64_t(plan.pairs.size()),
                            plan.window_base, v.scale_bits);
       add_slots(c, plan, rows, dense.pad_value, v.rows);
-      const int64_t raw_bytes = raw_row_bytes(fmt, v.cols, v.tile_cols);
+      const int64_t raw_bytes = v.column_tiles().raw_row_bytes(fmt);
       for (int64_t t = 0; t < ceil_div(rows, kTileRows); ++t) {
         size_t at = c.raw.size();
         c.raw.resize(at + size_t(raw_bytes));
@@ -444,10 +446,10 @@ void check_linear(Random& random, const Kernels& k, const CodedView& view, const
                   bool converted) {
   const Dtype dtype = random.of({Dtype::f32, Dtype::bf16, Dtype::f16});
   const size_t element = dtype == Dtype::f32 ? 4 : 2;
-  const int scale_kind = int(random.below(3));
-  Buffer scale(size_t(scale_kind == 0 ? 0 : scale_kind == 1 ? 4 : 4 * view.rows), any_kind(random));
+  const ScaleKind scale_kind = ScaleKind(random.below(kScaleKinds));
+  Buffer scale(size_t(4 * Scale::count(scale_kind, view.rows)), any_kind(random));
   memset(scale.data(), 0x3f, scale.size());
-  const float* scales = scale_kind ? scale.as<float>() : nullptr;
+  const Scale scales = Scale::of(scale_kind, scale.as<float>());
   Range range = any_range(random, view);
   const bool whole = range.begin == 0 && range.end == view.tile_rows;
   Status s;
@@ -455,24 +457,22 @@ void check_linear(Random& random, const Kernels& k, const CodedView& view, const
     current_call = "decode_as";
     Buffer out(size_t(range.rows * view.cols) * element, any_kind(random));
     Buffer scratch = scratch_for(random, view, 0);
-    s = k.decode_as(view, range.begin, range.end, dtype, scales, scale_kind == 2, range.first_row,
-                    out.data(), scratch.data());
+    s = k.decode_as(view, range.begin, range.end, dtype, scales, range.first_row, out.data(),
+                    scratch.data());
   } else {
     current_call = "linear";
     const int64_t m = 1 + random.below(random.of({1, 3, 20}));
-    const bool as_bf16 = k.bf16_dot && dtype == Dtype::bf16 && view.format == Bf16::fmt.id;
+    const bool as_bf16 = packs_bf16(k, view, dtype);
     Buffer x(size_t(m * view.cols) * element, any_kind(random));
     for (size_t i = 0; i < x.size(); ++i) x.data()[i] = uint8_t(random.next() & 0x3f);
-    Buffer packed(size_t(m * ceil_div(view.cols, kGroupCols) * kGroupCols) * (as_bf16 ? 2 : 4),
-                  any_kind(random));
+    Buffer packed(size_t(packed_bytes(m, view.cols, as_bf16)), any_kind(random));
     pack_x(x.data(), dtype, m, view.cols, as_bf16, packed.data());
     Buffer bias(size_t(view.rows) * element, any_kind(random));
     memset(bias.data(), 0, bias.size());
     Buffer out(size_t(m * view.rows) * element, any_kind(random));
     Buffer scratch = scratch_for(random, view, m);
-    LinearArgs args = {packed.data(), as_bf16,         m,
-                       scales,        scale_kind == 2, random.one_in(2) ? bias.data() : nullptr,
-                       out.data(),    dtype,           view.rows};
+    const void* any_bias = random.one_in(2) ? bias.data() : nullptr;
+    LinearArgs args = {packed.data(), as_bf16, m, scales, any_bias, out.data(), dtype, view.rows};
     s = k.linear(view, range.begin, range.end, args, scratch.data());
   }
   if (whole) REQUIRE(s.what == status.what);

@@ -18,6 +18,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
 
+# A format is an entry of csrc/core/format.h and no more: these need no other line anywhere.
+MORE_FORMATS = (
+    "-DCLLM_MORE_FORMATS(FORMAT)="
+    "FORMAT(WholeInt8, 201, 0, 8, Integer<8>) "
+    "FORMAT(Fp8E3m4, 202, 3, 4, Float<3, 4, false>)"
+)
+
 
 def _setup_module():
     spec = importlib.util.spec_from_file_location("codecllm_setup", ROOT / "setup.py")
@@ -40,7 +47,7 @@ def build(optimize: int = 1) -> Path:
     sources.append((Path(__file__).with_name("fuzz_kernels.cpp"), None))
     inputs = [ROOT / "setup.py", Path(__file__), *(ROOT / "csrc").rglob("*.h")]
     newest = max(p.stat().st_mtime for p in inputs)
-    plain = [f for f in setup.CXX_FLAGS if not f.startswith(("-O", "-g"))]
+    plain = [f for f in setup.CXX_FLAGS if not f.startswith(("-O", "-g"))] + [MORE_FORMATS]
 
     def compile_one(job) -> Path:
         source, isa = job

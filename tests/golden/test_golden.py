@@ -15,7 +15,7 @@ import codecllm_ops as ops
 from assertions import assert_same_coded, assert_same_words
 from cases import ALL_FORMATS, BACKENDS, running, to_words
 from codecllm_ops import CodedMatrix, UnsupportedFormatError
-from codecllm_ops.codec import reference
+from codecllm_ops.codec.rans import reference
 from golden import make
 
 FOLDER = Path(__file__).parent

@@ -3,6 +3,8 @@ the interpreter, and what only a device can answer: memory, streams, graphs, thr
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -158,6 +160,45 @@ def test_graph_capture_and_replay():
     graph.replay()
     assert torch.equal(out, ops.decode_linear(x, coded))
     assert torch.equal(dense, ops.decode(coded))
+
+
+FIRST_CALL = """
+import torch, codecllm_ops as ops
+ops.use_backend("cuda")
+w = torch.randn(1024, 4096).bfloat16()
+coded = ops.encode(w, allow_stored=False).to("cuda")
+coded.prepare()
+x = torch.randn(9, 4096, dtype=torch.bfloat16, device="cuda")
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph):
+    out, dense = ops.decode_linear(x, coded), ops.decode(coded)
+graph.replay()
+assert torch.equal(out, ops.decode_linear(x, coded)) and torch.equal(dense.cpu(), w)
+"""
+
+
+def test_a_graph_may_be_captured_in_the_first_call_of_a_process():
+    if ops.backend_info()["cuda"] != "cuda":
+        pytest.skip("Triton compiles in a first call")
+    run = subprocess.run([sys.executable, "-c", FIRST_CALL], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_checking_is_refused_while_a_graph_is_captured():
+    if ops.backend_info()["cuda"] != "cuda":
+        pytest.skip("csrc/torch/ops_cuda.cpp")
+    coded = on_gpu(weights(64, 256, BF16))
+    x = torch.randn(1, 256, dtype=torch.bfloat16, device="cuda")
+    ops.decode_linear(x, coded)
+    before = ops.set_check(True)
+    try:
+        with (
+            pytest.raises(RuntimeError, match="waits for the GPU"),
+            torch.cuda.graph(torch.cuda.CUDAGraph()),
+        ):
+            ops.decode_linear(x, coded)
+    finally:
+        ops.set_check(before)
 
 
 def test_compile_with_cuda_graphs():

@@ -308,3 +308,30 @@ def test_import_codecllm_imports_neither_torch_nor_transformers():
         text=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_weights_that_a_model_writes_to_stay_dense(tmp_path):
+    """RWKV divides some when it first runs for inference."""
+    torch.manual_seed(0)
+    config = transformers.RwkvConfig(
+        vocab_size=128, hidden_size=64, num_hidden_layers=2, attention_hidden_size=64,
+        intermediate_size=128, rescale_every=1,
+    )  # fmt: skip
+    auto = transformers.AutoModelForCausalLM
+    auto.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path / "src")
+    codecllm.compress_checkpoint(tmp_path / "src", tmp_path / "dst")
+    expected = logits(auto.from_pretrained(tmp_path / "src"))
+    loaded = auto.from_pretrained(tmp_path / "dst")
+    codecllm.set_exact(loaded)
+    memory = auto.from_pretrained(tmp_path / "src")
+    report = codecllm.compress_model_weights(memory, exact=True)
+    assert {x.name.rpartition(".")[2] for x in report.of("skipped")} == {"output", "value"}
+    for model in (loaded, memory):
+        assert sum(isinstance(m, CodedModule) for m in model.modules()) == 12
+        assert torch.equal(logits(model), expected)
+
+
+def test_num_parameters_of_a_loaded_model(model, packed):
+    loaded = load(packed)
+    assert loaded.num_parameters() == model.num_parameters()
+    assert codecllm.decompress_model(loaded).num_parameters() == model.num_parameters()

@@ -27,7 +27,7 @@ from cases import (
     weights,
 )
 from codecllm_ops import CodedMatrix
-from codecllm_ops.codec import reference
+from codecllm_ops.codec.rans import reference
 from codecllm_ops.format import FORMATS, scales
 
 ENCODERS = ["reference", pytest.param("compiled", marks=needs_cpu_kernels)]

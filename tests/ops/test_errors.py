@@ -10,7 +10,7 @@ import torch
 import codecllm_ops as ops
 from cases import every_backend, random_words, running, to_tensor, weights
 from codecllm_ops import CodedMatrix, CorruptStreamError, UnsupportedFormatError
-from codecllm_ops.codec.coded import read_index, write_index
+from codecllm_ops.codec.rans.index import read_index, write_index
 from codecllm_ops.format import FORMATS
 from codecllm_ops.format.layout_word import FIELDS, Layout
 

@@ -1,96 +1,123 @@
-"""Compiles the Triton kernels for GPUs that are not here, and reads the machine code."""
+"""Compiles the Triton kernels for GPUs that are not here, and reads the machine code: the functions
+of the backend run on CPU tensors, with Triton told to compile and not to launch."""
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
-import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
-from codecllm_ops.format import WeightFormat
-from codecllm_ops.ops.backends.triton import decode, launch, linear
+import codecllm_ops as ops
+from cases import FORMATS, weights
+from codecllm_ops.ops.backends.triton import launch, tune
+from codecllm_ops.ops.backends.triton import ops as backend
+from codecllm_ops.ops.backends.triton.choices import Device
+from triton_kernels.calls import decode
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 import sass_count
 
-CUDA = {arch: GPUTarget("cuda", arch, 32) for arch in (80, 86, 89, 90, 100, 120)}
+CUDA = {f"sm_{arch}": GPUTarget("cuda", arch, 32) for arch in (80, 86, 89, 90, 100, 120)}
 HIP = {
     "gfx90a": GPUTarget("hip", "gfx90a", 64),
     "gfx942": GPUTarget("hip", "gfx942", 64),
     "gfx1100": GPUTarget("hip", "gfx1100", 32),
 }
-
-_POINTERS = {
-    "coded": "*u8", "raw": "*i32", "index": "*i32", "table": "*i32", "status": "*i64",
-    "ids": "*i64", "scale": "*fp32", "partial": "*fp32",
-}  # fmt: skip
-_DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+TARGETS = CUDA | HIP
+PROCESSORS = 132
 
 
-def _compile(kernel, target: GPUTarget, pointers: dict, constants: dict, **options):
-    signature, constexprs = {}, {}
-    for name in kernel.arg_names:
-        if name in constants:
-            signature[name], constexprs[name] = "constexpr", constants[name]
-        else:
-            signature[name] = (_POINTERS | pointers).get(name, "i32")
-    aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*")
-    }
-    source = ASTSource(kernel, signature, constexprs=constexprs, attrs=aligned)
-    return triton.compile(source, target=target, options=options)
+def device_of(target: str) -> Device:
+    return Device(divmod(CUDA[target].arch, 10) if target in CUDA else None, PROCESSORS)
 
 
-def linear_kernel(target, fmt: WeightFormat, dtype: torch.dtype, m: int, tiles: int,
-                  left: bool = False, partial: bool = True, checked: bool = False):  # fmt: skip
-    hip = target.backend == "hip"
-    product = launch.operand(fmt, dtype, None if hip else divmod(target.arch, 10))
-    n = launch.columns_of_x(m, product)
-    n = max(n, 16) if hip else n
-    name = _DTYPES[dtype]
-    return _compile(
-        linear.linear,
-        target,
-        {"x": f"*{name}", "bias": f"*{name}", "out": "*fp32" if partial else f"*{name}"},
-        launch.format_constants(fmt)
-        | {"SCALE_BITS": 11, "LEFT": left, "OPERAND": product, "N": n, "T": tiles,
-           "PARTIAL": partial, "PER_ROW": checked, "CHECK": checked, "INTERPRETED": False,
-           "TOGETHER": launch.TOGETHER}
-        | ({} if checked else {"scale": None, "status": None}),
-        **launch.options(None if hip else launch.linear_registers(tiles, n, product, left)),
-    )  # fmt: skip
+@contextmanager
+def compiling(target: str = "sm_90", choice=None) -> Iterator[list]:
+    """Kernels that are launched inside are compiled instead, and listed with their names.
 
+    Args:
+        choice: that tune.py makes; None: the first.
+    """
+    found = []
+    run = JITFunction.run
 
-def decode_kernel(target, fmt: WeightFormat, tiles: int, rows: bool = False, left: bool = False,
-                  even: bool = True, checked: bool = False):  # fmt: skip
-    return _compile(
-        decode.decode_rows if rows else decode.decode_matrix,
-        target,
-        {"out": "*u8"},
-        launch.format_constants(fmt)
-        | {"SCALE_BITS": 11, "LEFT": left, "WORD_BITS": fmt.word_bits, "EVEN": even, "T": tiles,
-           "CHECK": checked} | ({} if checked else {"status": None}),
-        **launch.options(None if target.backend == "hip" else launch.decode_registers(tiles)),
-    )  # fmt: skip
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        found.append((self.__name__, kernel))
+        return kernel
 
+    def choose(key, candidates, run):
+        return candidates()[0] if choice is None else choice
 
-def reduce_kernel(target, dtype: torch.dtype):
-    name = _DTYPES[dtype]
-    return _compile(
-        linear.reduce,
-        target,
-        {"bias": f"*{name}", "out": f"*{name}"},
-        {"PER_ROW": True, "BLOCK": 256},
-        **(launch.options() | {"num_warps": 4}),
+    gpu = SimpleNamespace(
+        get_current_device=lambda: list(TARGETS).index(target),
+        get_current_target=lambda: TARGETS[target],
+        get_current_stream=lambda device=None: 0,
     )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JITFunction, "run", compile_only)
+        patch.setattr(driver, "_active", gpu)
+        patch.setattr(launch, "device_of", lambda device: device_of(target))
+        patch.setattr(tune, "choose", choose)
+        yield found
+
+
+@functools.cache
+def coded_of(fmt: str, left: bool = False, even: bool = True) -> ops.CodedMatrix:
+    """Two tiles beside each other; int8 with a scale per row."""
+    w, scale = weights(16, 48 if even else 47, FORMATS[fmt]), None
+    if w.dtype == torch.int8:
+        scale = torch.ones(16)
+    predictor = "left" if left else "none"
+    return ops.encode(w, scale=scale, tile_cols=32, predictor=predictor, allow_stored=False)
+
+
+def linear_kernels(target: str, fmt: str, dtype: torch.dtype, m: int, tiles: int,
+                   left: bool = False, partial: bool = True, checked: bool = False):  # fmt: skip
+    """Compiled kernels by name."""
+    coded = coded_of(fmt, left).operand
+    x, bias = torch.zeros(m, coded.cols, dtype=dtype), torch.zeros(coded.rows, dtype=dtype)
+    with compiling(target, (tiles, 2 if partial else 1)) as found, checking(checked):
+        backend.decode_linear(x, coded, bias)
+    return dict(found)
+
+
+def linear_kernel(*args, **kwargs):
+    return linear_kernels(*args, **kwargs)["linear"]
+
+
+def decode_kernel(target: str, fmt: str, tiles: int | None, left: bool = False, even: bool = True,
+                  checked: bool = False):  # fmt: skip
+    """decode_matrix, or with tiles None decode_rows."""
+    coded = coded_of(fmt, left, even).operand
+    with compiling(target, tiles) as found, checking(checked):
+        if tiles is None:
+            backend.decode_rows_words(torch.tensor([3]), coded)
+        else:
+            decode(coded)
+    ((_, kernel),) = found
+    return kernel
+
+
+@contextmanager
+def checking(on: bool) -> Iterator[None]:
+    before = backend.set_check(on)
+    try:
+        yield
+    finally:
+        backend.set_check(before)
 
 
 def instructions(compiled) -> list[sass_count.Instruction]:

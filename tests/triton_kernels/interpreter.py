@@ -56,6 +56,16 @@ class _Checked:
         return self._inner.atomic_rmw(operation, addresses, values, mask, order)
 
 
+def _tensors_of(arguments: tuple) -> list[torch.Tensor]:
+    found = []
+    for a in arguments:
+        if isinstance(a, tuple):
+            found += _tensors_of(a)
+        elif isinstance(a, torch.Tensor):
+            found.append(a)
+    return found
+
+
 @contextmanager
 def accesses_checked():
     """Lets kernels touch the tensors of their call only."""
@@ -63,7 +73,7 @@ def accesses_checked():
     run = interpreter.GridExecutor.__call__
 
     def call(self, *args, **kwargs):
-        tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, torch.Tensor)]
+        tensors = _tensors_of((*args, *kwargs.values()))
         ranges = [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size()) for t in tensors]
         checked.ranges = ranges
         return run(self, *args, **kwargs)

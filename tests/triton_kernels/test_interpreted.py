@@ -17,9 +17,18 @@ from cases import CONTENTS, FORMATS, INTERPRETING, all_patterns, every_format, t
 if not INTERPRETING:
     pytest.skip("TRITON_INTERPRET=1 pytest -k triton", allow_module_level=True)
 
-from codecllm_ops.ops.backends import triton as backend
+from codecllm_ops.format.layout_word import Layout
 from codecllm_ops.ops.backends.triton import launch, tune
+from codecllm_ops.ops.backends.triton import ops as backend
+from codecllm_ops.ops.backends.triton.choices import (
+    Device,
+    Product,
+    decode_choices,
+    linear_choices,
+)
+from triton_kernels.calls import decode, every_op
 from triton_kernels.interpreter import accesses_checked
+from triton_kernels.other_formats import every_word, values_of
 
 BF16 = FORMATS["bf16"]
 
@@ -118,6 +127,17 @@ def test_operands_that_are_not_contiguous_or_aligned():
         assert_linear_close(ops.decode_linear(x, coded, bias), x, w, bias=bias)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_formats_follow_from_their_entries(other_format, dtype):
+    """Whatever the coded field, without raw bits too, and whatever a word means."""
+    coded = every_word(other_format)
+    assert bool(coded.raw.numel()) == bool(other_format.planes)
+    assert decode(coded)[:, 0].tolist() == list(range(256))
+    y = backend.decode_linear(torch.ones(1, 1, dtype=dtype), coded, None)[0]
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), values_of(other_format), rtol=0, atol=0, equal_nan=True)
+
+
 def test_gradient_of_x():
     w, coded = coded_of("normal", 40, 33)
     x = torch.randn(3, 33, requires_grad=True)
@@ -192,17 +212,12 @@ def test_random_damage_stays_inside(fmt, part):
     rng = np.random.default_rng(0)
     x = torch.randn(2, 70).bfloat16()
     for _ in range(3):
-        parts = {"stream": coded.stream, "raw": coded.raw, "index": coded.index,
-                 "table": coded.table}  # fmt: skip
-        parts[part] = t = parts[part].clone()
+        t = getattr(coded.operand, part).clone()
         some = torch.from_numpy(rng.integers(0, t.numel(), max(1, t.numel() // 20)))
         info = torch.iinfo(t.dtype)
         values = rng.integers(info.min, info.max, some.numel(), endpoint=True)
         t.view(-1)[some] = torch.from_numpy(values).to(t.dtype)
-        args, shape = (*parts.values(),), (40, 70, coded.layout)
-        backend.decode_words(*args, *shape)
-        backend.decode_rows_words(torch.tensor([0, 39, 17]), *args, *shape)
-        backend.decode_linear(x, *args, None, None, *shape)
+        every_op(coded.operand._replace(**{part: t}), x, [0, 39, 17])
 
 
 @pytest.mark.parametrize("value", [-(2**31), -1, 1, 5, 39, 2**31 - 1])
@@ -214,41 +229,33 @@ def test_a_table_that_lies_stays_inside(field, value):
     for segment in range(2):
         table = coded.table.clone()
         table[segment, field] = value
-        args = coded.stream, coded.raw, coded.index, table
-        shape = 42, 40, coded.layout
-        backend.decode_words(*args, *shape)
-        backend.decode_rows_words(torch.tensor([0, 20, 21, 41]), *args, *shape)
-        backend.decode_linear(x, *args, None, None, *shape)
+        every_op(coded.operand._replace(table=table), x, [0, 20, 21, 41])
 
 
 @pytest.mark.usefixtures("checked")
 def test_planes_cut_by_a_tile_row_are_an_error():
     _, part = coded_of("normal", 17, 40)
     coded = ops.CodedMatrix.concat_rows([part, part])
-    raw, index = (
-        coded.raw[: coded.raw.numel() * 3 // 4],
-        coded.index[: coded.index.numel() * 3 // 4],
-    )
-    args = coded.stream, raw.clone(), index.clone(), coded.table
+    whole = coded.operand
+    cut = {n: getattr(whole, n)[: len(getattr(whole, n)) * 3 // 4] for n in ("raw", "index")}
     with pytest.raises(ops.CorruptStreamError, match="table"):
-        backend.decode_words(*args, 34, 40, coded.layout)
+        decode(whole._replace(**cut))
 
 
 # ---- arguments ----------------------------------------------------------------------------------
 
 
-def test_sizes_that_do_not_follow_from_the_shape():
+@pytest.mark.parametrize("part", ["stream", "raw", "index", "table"])
+def test_sizes_that_do_not_follow_from_the_shape(part):
     _, coded = coded_of("normal", 40, 70)
-    args = {"stream": coded.stream, "raw": coded.raw, "index": coded.index, "table": coded.table}
-    wrong = {
-        "raw plane": {"raw": coded.raw[:-16]},
-        "index": {"index": coded.index[:-1].clone()},
-        "table": {"table": coded.table[:, :-1].contiguous()},
-        "coded plane": {"stream": coded.stream[:8].clone()},
-    }
-    for name, change in wrong.items():
-        with pytest.raises(ops.CorruptStreamError, match=name):
-            backend.decode_words(*(args | change).values(), 40, 70, coded.layout)
+    whole = getattr(coded.operand, part)
+    names = {"stream": "coded plane", "raw": "raw plane"}
+    wrong = [whole[: len(whole) * 2 // 3 - 1]]
+    if whole.dim() == 2:
+        wrong = [whole[:, :2].contiguous(), *([whole[:-1]] if len(whole) > 1 else [])]
+    for tensor in wrong:
+        with pytest.raises(ops.CorruptStreamError, match=f"corrupt .*{names.get(part, part)}"):
+            decode(coded.operand._replace(**{part: tensor}))
 
 
 def test_choices_are_the_heuristic_where_nothing_may_be_measured(monkeypatch):
@@ -259,18 +266,20 @@ def test_choices_are_the_heuristic_where_nothing_may_be_measured(monkeypatch):
 
 
 def test_there_are_choices_for_every_shape():
+    device = Device((9, 0), 132)
     for tile_rows in (1, 7, 256, 100_000):
         for col_tiles in (1, 8, 28):
-            for n in (8, 16, 32, 64):
-                for cores in (False, True):
-                    found = launch.linear_choices(tile_rows, col_tiles, n, 132, cores)
+            for m in (8, 16, 32, 64):
+                for dtype in (torch.bfloat16, torch.float32):
+                    product = Product.of(BF16, dtype, m, False, device)
+                    found = linear_choices(tile_rows, col_tiles, product, device)
                     assert found and all(1 <= s <= col_tiles for _, s in found)
-            assert launch.decode_choices(tile_rows * col_tiles, 132)
+            assert decode_choices(tile_rows * col_tiles, device)
 
 
-def test_layout_of_an_unknown_kind_is_refused():
+@pytest.mark.parametrize("field", ["scale_bits", "tile_cols", "coding"])
+def test_layout_of_an_unknown_kind_is_refused(field):
     _, coded = coded_of("normal", 16, 32)
-    args = coded.stream, coded.raw, coded.index, coded.table
-    for wrong in (coded.layout | 1 << 60, coded.layout & ~0xF00, coded.layout & ~0x1F000):
-        with pytest.raises(ops.CorruptStreamError, match="layout"):
-            backend.decode_words(*args, 16, 32, wrong)
+    wrong = Layout.unpack(coded.layout)._replace(**{field: 3})
+    with pytest.raises(ops.CorruptStreamError, match="layout"):
+        decode(coded.operand._replace(layout=wrong.pack()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -17,76 +18,112 @@ if importlib.util.find_spec("triton") is None or INTERPRETING:
     pytest.skip("no Triton, or its interpreter instead", allow_module_level=True)
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from codecllm_ops.ops.backends import triton as backend
-from codecllm_ops.ops.backends.triton import launch, tune
-
-SM_90 = GPUTarget("cuda", 90, 32)
+from codecllm_ops.ops.backends.triton import matrix, tune
+from codecllm_ops.ops.backends.triton import ops as backend
+from triton_kernels.calls import every_op
+from triton_kernels.compiled import compiling
+from triton_kernels.other_formats import every_word
 
 
 @pytest.fixture
-def compiled(monkeypatch) -> list:
+def compiled() -> Iterator[list]:
     """Kernels that were compiled instead of launched."""
-    found = []
-    run = JITFunction.run
-
-    def compile_only(self, *args, grid, warmup, **kwargs):
-        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        found.append((self.__name__, kernel))
-        return kernel
-
-    target = SimpleNamespace(
-        get_current_device=lambda: 0,
-        get_current_target=lambda: SM_90,
-        get_current_stream=lambda device=None: 0,
-    )
-    monkeypatch.setattr(JITFunction, "run", compile_only)
-    monkeypatch.setattr(driver, "_active", target)
-    monkeypatch.setattr(launch, "_processors", lambda: 132)
-    monkeypatch.setattr(launch, "_arch_of", lambda device: (9, 0))
-    monkeypatch.setattr(tune, "choose", lambda key, candidates, run: candidates()[0])
-    return found
+    with compiling() as found:
+        yield found
 
 
-def arguments(coded):
-    return (coded.stream, coded.raw, coded.index, coded.table), (*coded.shape, coded.layout)
+def coded_of(rows: int, cols: int, fmt=FORMATS["bf16"], tile_cols: int = 32):
+    coded = ops.encode(weights(rows, cols, fmt), tile_cols=tile_cols, allow_stored=False)
+    return coded.operand
 
 
 @every_format
 def test_every_op_compiles_as_it_is_launched(fmt, compiled):
-    coded = ops.encode(weights(40, 70, fmt), tile_cols=32, allow_stored=False)
-    tensors, shape = arguments(coded)
-    backend.decode_words(*tensors, *shape)
-    backend.decode_rows_words(torch.tensor([3, 1]), *tensors, *shape)
+    coded = coded_of(40, 70, fmt)
     for dtype in (torch.bfloat16, torch.float32):
         x, bias = torch.randn(3, 70).to(dtype), torch.randn(40).to(dtype)
-        y = backend.decode_linear(x, *tensors, None, bias, *shape)
+        every_op(coded, x, [3, 1])
+        y = backend.decode_linear(x, coded, bias)
         assert y.shape == (3, 40) and y.dtype == dtype
     assert {name for name, _ in compiled} == {"decode_matrix", "decode_rows", "linear", "reduce"}
     assert all("cubin" in kernel.asm for _, kernel in compiled)
 
 
+def test_formats_that_the_package_does_not_have_compile(other_format, compiled):
+    every_op(every_word(other_format), torch.ones(2, 1).bfloat16(), [3, 1])
+    assert len(compiled) == 3
+
+
 def test_shapes_share_a_kernel(compiled):
     """Numbers are arguments: another shape or batch is no other kernel."""
-    hashes = set()
-    for rows, cols, m in ((48, 64, 1), (160, 96, 8), (33, 1, 5), (16, 16, 3)):
-        coded = ops.encode(weights(rows, cols, FORMATS["bf16"]), tile_cols=16, allow_stored=False)
-        tensors, shape = arguments(coded)
-        compiled.clear()
-        backend.decode_linear(torch.randn(m, cols).bfloat16(), *tensors, None, None, *shape)
-        hashes.update(k.hash for name, k in compiled if name == "linear")
-    assert 1 <= len(hashes) <= 2  # with partial sums and without
+    kernels = set()
+    for rows, cols, m in ((48, 64, 1), (160, 96, 8), (34, 2, 5), (16, 16, 3), (272, 256, 2)):
+        every_op(coded_of(rows, cols, tile_cols=16), torch.ones(m, cols).bfloat16(), [0] * m)
+    kernels = {(name, kernel.hash) for name, kernel in compiled}
+    assert len({h for name, h in kernels if name == "linear"}) == 2  # partial sums or not
+    assert {name for name, _ in kernels} == {"decode_matrix", "decode_rows", "linear", "reduce"}
+    assert len(kernels) == 5
 
 
 def test_above_64_rows_and_stored_matrices_are_left_to_a_gemm(compiled):
-    coded = ops.encode(weights(40, 70, FORMATS["bf16"]), allow_stored=False)
-    tensors, shape = arguments(coded)
-    assert backend.decode_linear(torch.ones(65, 70), *tensors, None, None, *shape) is None
-    assert backend.decode_linear(torch.ones(0, 70), *tensors, None, None, *shape).shape == (0, 40)
+    coded = coded_of(40, 70)
+    assert backend.decode_linear(torch.ones(65, 70), coded, None) is None
+    assert backend.decode_linear(torch.ones(0, 70), coded, None).shape == (0, 40)
+    stored = ops.encode(weights(40, 70, FORMATS["bf16"])).to("stored").operand
+    assert backend.decode_linear(torch.ones(1, 70), stored, None) is None
     assert not compiled
+
+
+# ---- what a call costs besides its kernels ------------------------------------------------------
+
+
+class _Counted(TorchDispatchMode):
+    """Names of the operators of torch that ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+# They neither copy, nor run a kernel of torch's, nor wait.
+_FREE = {"empty", "new_empty", "view", "_unsafe_view", "alias", "detach"}
+
+
+def test_a_call_neither_waits_nor_copies(compiled):
+    coded, x, ids = coded_of(48, 64), torch.ones(3, 64).bfloat16(), torch.tensor([1])
+    out = torch.empty((48, 128), dtype=torch.uint8)
+    with _Counted() as counted:
+        backend.decode_into(coded, out)
+        backend.decode_rows_words(ids, coded)
+        backend.decode_linear(x, coded, None)
+        backend.decode_linear(x.view(1, 3, 64), coded, x[0, :48])
+    assert len(compiled) == 6
+    assert set(counted.names) <= _FREE | {"select", "slice"}  # x[0, :48]
+
+
+def test_what_follows_from_the_shape_is_computed_once(compiled):
+    coded = coded_of(48, 64)
+    matrix.plan_of.cache_clear()
+    for _ in range(3):
+        every_op(coded, torch.ones(3, 64), [1])
+    moved = coded._replace(stream=coded.stream.clone(), raw=coded.raw.clone())
+    every_op(moved, torch.ones(1, 64), [2])
+    assert matrix.plan_of.cache_info().misses == 1
+
+
+def test_streams_that_begin_anywhere_are_copied(compiled):
+    """Modules align them when they are loaded; an op does not refuse others."""
+    coded = coded_of(48, 64)
+    shifted = torch.empty(coded.raw.numel() + 1, dtype=torch.uint8)[1:]
+    with _Counted() as counted:
+        backend.decode_linear(torch.ones(1, 64), coded._replace(raw=shifted.copy_(coded.raw)), None)
+    assert counted.names.count("clone") == 1
 
 
 # ---- choices ------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 
-from .protocol import Backend, DenseKernels
+from .protocol import Backend
 
 MODULES = ("cpu", "cuda", "triton", "reference")
 
@@ -26,4 +26,4 @@ def table() -> dict[str, Backend]:
     return {name: _table[name] for name in MODULES}
 
 
-__all__ = ["MODULES", "Backend", "DenseKernels", "register", "table"]
+__all__ = ["MODULES", "Backend", "register", "table"]

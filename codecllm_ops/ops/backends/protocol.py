@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from ...codec.operand import Operand
-
-
-class DenseKernels(Protocol):
-    """What an encoder needs; `data` is uint8 [N, K * word bytes] on the CPU."""
-
-    def count_values(self, data: torch.Tensor, cols: int, format_id: int) -> torch.Tensor: ...
-
-    def count_pairs(
-        self, data: torch.Tensor, cols: int, format_id: int, tile_cols: int, predictor: int,
-        pad_value: int,
-    ) -> torch.Tensor: ...  # fmt: skip
-
-    def encode_tiles(
-        self, data: torch.Tensor, pairs: torch.Tensor, freqs: torch.Tensor, cols: int,
-        format_id: int, tile_cols: int, predictor: int, pad_value: int, window_base: int,
-        scale_bits: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...  # fmt: skip
+from ...codec.rans.encoder import EncoderKernels
 
 
 class Backend:
@@ -40,7 +24,7 @@ class Backend:
     name: str
     dispatch_key: str | None = None
     fuses = False
-    encoder: DenseKernels | None = None
+    encoder: EncoderKernels | None = None
 
     def handles(self, device_type: str) -> bool:
         """Whether an explicit wish for this backend is about "cpu", "cuda", ..."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ...codec.operand import Operand
-from ...codec.tables import TABLE_HEADER
+from ...codec.rans.tables import TABLE_HEADER
 from ...format.errors import CorruptStreamError
 from ...format.head import ESCAPE, MAX_INDEX, MAX_LEN_BITS
 from ...format.layout import (

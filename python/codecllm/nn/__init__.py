@@ -4,17 +4,13 @@ from .codec import FORMATS, Codec, CompressedTensor, load_codec
 from .count import count_weights, num_parameters
 from .embedding import CompressedEmbedding
 from .execution import EXACT, FUSED, Execution
+from .holder import checksums_compared
 from .linear import CompressedLinear
-from .module import (
-    CodedModule,
-    Statistics,
-    checksums_compared,
-    set_exact,
-    set_statistics,
-    sync_tables,
-)
+from .module import CodedModule
 from .replace import coded_form, dense_form, obstacle
+from .statistics import Statistics
 from .streams import STREAM_DTYPES, STREAM_NAMES
+from .switches import set_exact, set_statistics, sync_tables
 from .weight import CodedWeight
 
 __all__ = [

@@ -10,7 +10,7 @@ import torch
 
 import codecllm_ops
 from codecllm_ops.codec.coded import CodedMatrix
-from codecllm_ops.codec.encoder import check_options
+from codecllm_ops.codec.rans.encoder import check_options
 
 
 def _lossless(weight: torch.Tensor, **options: Any) -> CodedMatrix:

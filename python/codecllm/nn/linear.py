@@ -9,7 +9,8 @@ from torch import nn
 
 from .codec import Codec
 from .execution import exact_or_fused
-from .module import CodedModule, Streams
+from .holder import Streams
+from .module import CodedModule
 from .ops import own_error
 
 

@@ -1,4 +1,4 @@
-"""What compressed modules share: four streams as parameters, runtime tables as buffers.
+"""What compressed modules share: runtime tables beside the streams, and what ops take of both.
 
 READ ME FIRST
 1. Streams are parameters, not buffers: device maps offload parameters only, and DDP broadcasts
@@ -19,29 +19,23 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import nn
 
-import codecllm_ops
 from codecllm_ops.codec.coded import CodedMatrix, lasting
 from codecllm_ops.codec.operand import Operand
 from codecllm_ops.format import CorruptStreamError, Head
 
 from .codec import Codec
 from .execution import EXACT, FUSED, Execution, exact_or_fused
-from .ops import checking, decode, own_error
+from .holder import StreamHolder, Streams
+from .ops import Coded, checking, decode, own_error
+from .statistics import Statistics
 from .streams import (
     STREAM_DTYPES,
-    STREAM_NAMES,
-    Stream,
     align,
-    as_stream,
     checksum,
     checksum_of,
     checksum_word,
@@ -52,45 +46,10 @@ from .streams import (
 )
 from .weight import CodedWeight
 
-_KEPT_BUFFERS = ("weight_table", "weight_scale")
-Streams = dict[str, torch.Tensor] | CodedMatrix | CodedWeight
-"""What a module can be filled with: tensors by stream name, a coded matrix, a coded weight."""
 
-
-@dataclass
-class Statistics:
-    """What a module did since statistics were switched on.
-
-    Attributes:
-        calls: forwards.
-        vectors: rows of x, or ids, over all calls.
-        seconds: wall time inside the op, with the device synchronised before and after.
-    """
-
-    calls: int = 0
-    vectors: int = 0
-    seconds: float = 0.0
-
-
-_checksums_compared = ContextVar("checksums_compared", default=False)
-
-
-@contextmanager
-def checksums_compared() -> Iterator[None]:
-    """load_state_dict in here leaves checksums out: for callers that have compared them already."""
-    token = _checksums_compared.set(True)
-    try:
-        yield
-    finally:
-        _checksums_compared.reset(token)
-
-
-class CodedModule(nn.Module):
+class CodedModule(StreamHolder):
     """Mixin of CompressedLinear and CompressedEmbedding: rows x cols weights as coded streams."""
 
-    weight_raw: nn.Parameter  # uint8 [*]
-    weight_index: nn.Parameter  # int32 [*]
-    weight_head: nn.Parameter  # uint8 [*]
     weight_table: torch.Tensor  # int32 [segments, 8 + 2^scale_bits]
     weight_scale: torch.Tensor | None  # float32 [1] or [rows]
     dtype_like: torch.Tensor  # [0], carries the dense dtype through .half() and .to(dtype)
@@ -103,11 +62,6 @@ class CodedModule(nn.Module):
     _known: tuple[int, ...]  # its checksum and the sizes of its streams
     _live: tuple[Any, ...] | None  # what the host saw of the streams, and the rest of the operand
     _operand: Operand | None  # for compiled code
-
-    @property
-    def matrix_shape(self) -> tuple[int, int]:
-        """rows, cols of the dense weight."""
-        raise NotImplementedError
 
     @staticmethod
     def _options_of(dense: nn.Module) -> dict[str, Any]:
@@ -183,8 +137,7 @@ class CodedModule(nn.Module):
         """
         self._head = self._operand = self._live = self.statistics = None
         self._known = ()
-        for name, parameter in zip(STREAM_NAMES, _parameters(streams, device), strict=True):
-            self.register_parameter(name, parameter)
+        self._hold(streams, device)
         device = self.streams[0].device
         like = torch.empty(0, dtype=dense_dtype, device=device)
         self.register_buffer("dtype_like", like, persistent=False)
@@ -197,12 +150,6 @@ class CodedModule(nn.Module):
             self.rebuild()
 
     # ---- what is there --------------------------------------------------------------------------
-
-    @property
-    def streams(self) -> tuple[nn.Parameter, ...]:
-        """The four Parameters, in the order of STREAM_NAMES."""
-        p = self._parameters
-        return p["weight"], p["weight_raw"], p["weight_index"], p["weight_head"]  # type: ignore
 
     @property
     def weight(self) -> torch.Tensor:
@@ -289,11 +236,11 @@ class CodedModule(nn.Module):
             packed = head.pack()
             sizes = head.stream_bytes, head.raw_bytes, head.index_ints, len(packed)
             self._known = checksum_of(packed), *sizes
-        self._operand = self._live = None
+        self._forget_streams()
         if here:
             self._settle()
 
-    def operand(self) -> Sequence[Any]:
+    def operand(self) -> Coded:
         """What the ops take, in the order of an Operand.
 
         Every eager call looks where head and index are, and on the CPU at the checksum in the head,
@@ -301,7 +248,8 @@ class CodedModule(nn.Module):
         the same sizes are taken for the same matrix.
         """
         if torch.compiler.is_compiling():
-            return self._operand if self._operand is not None else self._loose_operand()
+            loose = self._operand is None or torch.compiler.is_exporting()
+            return self._loose_operand() if loose else self._operand
         live = self._live
         if live is not None:
             head, index, crc, now, others = live
@@ -317,7 +265,7 @@ class CodedModule(nn.Module):
                 pass
         return self._look_again()
 
-    def _look_again(self) -> Sequence[Any]:
+    def _look_again(self) -> Coded:
         if not all(map(has_bytes, self.streams)):
             return self._loose_operand()
         if self._is_known():
@@ -378,6 +326,19 @@ class CodedModule(nn.Module):
             self._layout,
         )  # fmt: skip
 
+    def _forget_streams(self) -> None:
+        self.__dict__["_operand"] = self.__dict__["_live"] = None
+
+    def _streams_moved(self, ready: bool) -> None:
+        self._forget_streams()
+        if not ready or self.weight_head.is_meta:
+            self._head = None
+        elif all(map(has_bytes, self.streams)):
+            self._settle()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_operand": None, "_live": None}  # of this process's memory
+
     # ---- the weight, dense ----------------------------------------------------------------------
 
     def decode(self, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -414,163 +375,9 @@ class CodedModule(nn.Module):
         self.statistics.vectors += vectors
         self.statistics.seconds += seconds
 
-    # ---- what others do to modules --------------------------------------------------------------
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name not in STREAM_DTYPES or name not in self.__dict__.get("_parameters", ()):
-            super().__setattr__(name, value)
-            return
-        if isinstance(value, CodedWeight):
-            self._share(name, value)
-            return
-        if not isinstance(value, nn.Parameter):
-            super().__setattr__(name, value)  # says that it must be a Parameter
-            return
-        if value.dtype != STREAM_DTYPES[name]:
-            raise TypeError(
-                f"{name} of a {type(self).__name__} is a coded stream, not {value.dtype} "
-                f"{list(value.shape)}; for a dense weight decompress the module first "
-                "(codecllm.decompress_model)"
-            )
-        self._parameters[name] = as_stream(value)
-        self.__dict__["_operand"] = self.__dict__["_live"] = None  # would keep the old ones alive
-
-    def _share(self, name: str, weight: CodedWeight) -> None:
-        """Tying: from now on this module holds the streams of `weight`."""
-        if name != "weight" or tuple(weight.shape) != self.matrix_shape:
-            raise ValueError(
-                f"a coded weight of {list(weight.shape)} cannot become {name} of a module of "
-                f"{list(self.matrix_shape)}"
-            )
-        for part, stream in zip(STREAM_NAMES, weight.streams, strict=True):
-            stream = stream if isinstance(stream, nn.Parameter) else Stream(stream)
-            setattr(self, part, stream)
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        if name in STREAM_DTYPES and type(param).__name__ == "DTensor":
-            raise NotImplementedError(
-                f"{name}: tensor parallelism cuts a weight into shares, and a coded stream cannot be "
-                "cut so; shard it with fully_shard (FSDP2), or parallelize the dense model"
-            )
-        super().register_parameter(name, param)
-
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True):
-        # .half(), .type(t) and the like may move streams, tables and scales, never cast them.
-        kept = {id(t) for t in (*self.streams, *(self._buffers[n] for n in _KEPT_BUFFERS))}
-
-        def move(t: torch.Tensor) -> torch.Tensor:
-            out = fn(t)
-            if id(t) in kept:
-                out = (t.to(out.device) if out.dtype != t.dtype else out).detach()
-            return out
-
-        ready = self.ready
-        super()._apply(move, recurse)
-        for stream in self.streams:
-            as_stream(stream)
-        self._operand = self._live = None
-        if not ready or self.weight_head.is_meta:
-            self._head = None
-        elif all(map(has_bytes, self.streams)):
-            self._settle()
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_operand": None, "_live": None}  # of this process's memory
-
-    def requires_grad_(self, requires_grad: bool = True):
-        """The bias only: streams are integers and stay frozen."""
-        for name, parameter in self.named_parameters():
-            if name not in STREAM_DTYPES:
-                parameter.requires_grad_(requires_grad)
-        return self
-
-    # ---- loading --------------------------------------------------------------------------------
-
-    def _load_from_state_dict(
-        self, state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-    ) -> None:
-        incoming = {n: state_dict.get(prefix + n) for n in STREAM_NAMES}
-        there = [n for n, t in incoming.items() if t is not None]
-        if there and len(there) < len(STREAM_NAMES):
-            error_msgs.append(
-                f"{prefix}weight: streams {there} without "
-                f"{[n for n in STREAM_NAMES if n not in there]}; was this state saved dense? "
-                "Load it into the uncompressed model."
-            )
-            return
-        if there:
-            self._make_room(prefix, incoming)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        if there and has_bytes(self.weight_head):
-            self.rebuild()
-
-    def _make_room(self, prefix: str, incoming: dict[str, torch.Tensor]) -> None:
-        """Checks arriving streams and gives the parameters their sizes."""
-        if all(map(has_bytes, incoming.values())):
-            try:
-                coded = CodedMatrix(*(incoming[n].detach() for n in STREAM_NAMES))
-                coded.check(checksums=not _checksums_compared.get())
-                if coded.shape != self.matrix_shape:
-                    raise CorruptStreamError(
-                        f"head: a matrix of {list(coded.shape)}, "
-                        f"the module has {list(self.matrix_shape)}"
-                    )
-            except (CorruptStreamError, codecllm_ops.UnsupportedFormatError) as error:
-                raise type(error)(f"{prefix}weight: {error}") from error
-        for name, tensor in incoming.items():
-            parameter = self._parameters[name]
-            assert parameter is not None
-            if parameter.shape != tensor.shape:
-                parameter.data = parameter.new_empty(tensor.shape)
-
 
 def _without_streams(head: Head, device: torch.device) -> CodedMatrix:
     """For what follows from a head alone."""
     matrix = CodedMatrix(*(torch.empty(0, dtype=d, device=device) for d in STREAM_DTYPES.values()))
     matrix.__dict__["info"] = head
     return matrix
-
-
-def _parameters(
-    streams: Streams | CodedModule | None, device: torch.device | str | None
-) -> list[nn.Parameter]:
-    """The four Parameters that a module starts with."""
-    if isinstance(streams, CodedModule):
-        return list(streams.streams)
-    tensors: list[torch.Tensor]
-    if streams is None:
-        tensors = [torch.empty(0, dtype=dtype, device=device) for dtype in STREAM_DTYPES.values()]
-    elif isinstance(streams, CodedMatrix):
-        tensors = list(streams.tensors())
-    elif isinstance(streams, CodedWeight):
-        tensors = list(streams.streams)
-    else:
-        tensors = [streams[name] for name in STREAM_NAMES]
-    # Inference tensors could not be saved for a backward pass.
-    with lasting():
-        tensors = [t.clone() if t.is_inference() else t for t in tensors]
-        return [t if isinstance(t, Stream) else Stream(t) for t in tensors]
-
-
-def sync_tables(model: nn.Module) -> None:
-    """Rebuilds the tables of all compressed modules that have streams, replaced or not."""
-    for module in model.modules():
-        if isinstance(module, CodedModule) and has_bytes(module.weight_head):
-            module.rebuild()
-
-
-def set_exact(model: nn.Module, exact: bool = True) -> None:
-    """Switches all compressed modules of a model between exact and fused."""
-    for module in model.modules():
-        if isinstance(module, CodedModule):
-            module.exact = exact
-
-
-def set_statistics(model: nn.Module, on: bool = True) -> None:
-    """Gives all compressed modules of a model new counters, or takes them away."""
-    for module in model.modules():
-        if isinstance(module, CodedModule):
-            module.statistics = Statistics() if on else None

@@ -16,8 +16,9 @@ from codecllm_ops.codec.coded import lasting
 
 from .embedding import CompressedEmbedding, unsupported_option
 from .execution import FUSED, Execution, chosen
+from .holder import Streams
 from .linear import CompressedLinear
-from .module import CodedModule, Streams
+from .module import CodedModule
 from .streams import STREAM_NAMES
 
 _COMPRESSED: dict[type[nn.Module], type[CodedModule]] = {

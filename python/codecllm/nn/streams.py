@@ -69,7 +69,7 @@ class Stream(Untrained, nn.Parameter):
     def _fsdp_flattened(self) -> bool:
         """The first thing that FSDP1 asks a Parameter."""
         raise NotImplementedError(
-            "FullyShardedDataParallel flattens weights into one float tensor, and coded streams are "
+            "FullyShardedDataParallel makes one float tensor of all weights, and coded streams are "
             "integers; use fully_shard (FSDP2)"
         )
 

@@ -134,7 +134,7 @@ class CodedWeight(Untrained, torch.Tensor):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        name = getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "").partition(".")[0]  # add_.Tensor
         handler = _HANDLERS.get(func)
         if handler is not None:
             result = handler(*args, **kwargs)
@@ -164,11 +164,14 @@ class CodedWeight(Untrained, torch.Tensor):
         args, kwargs = tree_map_only(CodedWeight, CodedWeight.dense, (args, kwargs))
         return func(*args, **kwargs)
 
-    def __tensor_flatten__(self) -> Any:
+    def __tensor_flatten__(self, *args: Any) -> Any:
+        """Who traces asks this of inputs; without it he would fail somewhere inside."""
         raise NotImplementedError(
             "torch.compile and torch.export cannot take a CodedWeight as an input; give them the "
             "module, whose streams they take"
         )
+
+    __tensor_unflatten__ = __tensor_flatten__
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CodedWeight:
         if id(self) not in memo:
@@ -199,12 +202,12 @@ def _rebuild(
 def _refuse_writes(
     name: str, args: tuple[Any, ...], kwargs: dict[str, Any], writes: bool = False
 ) -> None:
-    """Raises TypeError if a function of this name would write to a CodedWeight."""
+    """Raises RuntimeError if a function of this name would write to a CodedWeight."""
     target = [kwargs.get("out")]
     if writes or name in _WRITERS or (name.endswith("_") and not name.endswith("__")):
         target += [args[:1], kwargs.get("self"), kwargs.get("input"), kwargs.get("tensor")]
     if any(isinstance(t, CodedWeight) for t in tree_leaves(target)):
-        raise TypeError(_NO_WRITES.format(".data or .grad =" if name == "__set__" else name))
+        raise RuntimeError(_NO_WRITES.format(".data or .grad =" if name == "__set__" else name))
 
 
 _WRITERS = {"__set__", "__setitem__", "__delitem__", "__iadd__", "__isub__", "__imul__"} | {
@@ -270,7 +273,7 @@ def _embedding(
     sparse: bool = False,
 ) -> Any:
     if max_norm is not None:
-        raise TypeError(_NO_WRITES.format("embedding with max_norm"))
+        raise RuntimeError(_NO_WRITES.format("embedding with max_norm"))
     return _rows_of(weight, input)
 
 

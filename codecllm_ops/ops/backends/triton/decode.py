@@ -1,18 +1,192 @@
-"""Dense words from coded ones in Triton: whole matrices, and single rows."""
+"""Dense words from coded ones in Triton: whole matrices, and single rows.
+
+decode_matrix                                     decode_rows
+  program: one warp                                 program: one warp
+    T tile rows x one tile column                     8 * T ids x one tile column
+  lane: one of 32 of its tile                       four lanes: the row of one id; of its
+                                                      tile they are 4 * (row % 8) and up
+    columns -->  tile column 0, 1, ..
+    tile row 0   [ p0 ][ p1 ][..]                   out row 0   [ p0 ][ p1 ][..]
+             1   [ p0 ][ p1 ][..]                          ..   [ p0 ][ p1 ][..]
+    tile row 2   [ pn ][..    (T = 2)               out row 8T  [ pn ][..
+
+  begin at the tiles                                begin at the tiles of the ids' rows
+  for each group of 16 columns:                     for each group of 16 columns:
+    decode its pairs, store                           decode its pairs, store the row's
+  ended? else the tile becomes all ones             ended? else the row's columns become all ones
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from .group import group_words
-from .lane import locate, rows_of, segment_of, segment_table, whole_lanes
+from .arguments import BAD_ID, shown
+from .tiles import (
+    FIRST_ROW,
+    FIRST_TILE_ROW,
+    ROWS,
+    Tiles,
+    all_of,
+    columns_of,
+    rows_of,
+    segment_of,
+    whole_tile_rows,
+)
 
-# Numbers that a kernel is not compiled anew for.
-_NUMBERS = (
-    "count", "rows", "cols", "segments", "segment_steps", "total_words", "record_ints",
-    "tile_cols", "tile_rows", "col_tiles", "raw_row", "raw_tile",
-)  # fmt: skip
+ALL_ONES = tl.constexpr(0xFFFFFFFF)  # NaN in every float format: never a number that looks right
+
+
+@triton.jit
+def decode_matrix(coded, out, status, numbers, source, FMT: tl.constexpr,
+                  EVEN: tl.constexpr, T: tl.constexpr):  # fmt: skip
+    """A program takes one column tile of T tile rows.
+
+    Args:
+        out: bytes [rows, cols * word bytes].
+        status: int64 [1], takes the smallest number of a corrupt tile; or None.
+        EVEN: pairs are stored at once: cols is even, `out` begins where a pair may.
+    """
+    numbers = shown(numbers)
+    block, col_tile = tl.program_id(0) // numbers.col_tiles, tl.program_id(0) % numbers.col_tiles
+    tiles = whole_tile_rows(coded, numbers, block, T)
+    to = _cells_of(coded, numbers, tiles, out, block, col_tile, FMT, T)
+    table = source.table(coded, numbers, tiles, FMT)
+    groups = (columns_of(numbers, col_tile) + 15) // 16
+
+    lane, place = source.begin(coded, numbers, table, tiles, col_tile, True, FMT)
+    for group in range(groups):
+        lane, high, low = source.group(lane, place, group, groups, FMT)
+        _store_group(to, group, high, low, FMT.flip, FMT.word_bits, EVEN)
+
+    good = source.ended(lane, place)
+    if status is not None:
+        number = tiles.row * numbers.col_tiles + col_tile
+        tl.atomic_min(status + tiles.lane * 0, number, mask=good == 0)
+    whole = all_of(good, 32, 32)
+    if tl.min(whole, 0) == 0:
+        ones = (tiles.lane * 0).to(tl.uint32) + ALL_ONES
+        upper, lower, upper_left, lower_left = to
+        upper_left = tl.where(whole == 0, upper_left, 0)
+        lower_left = tl.where(whole == 0, lower_left, 0)
+        damaged = upper, lower, upper_left, lower_left
+        for group in range(groups):
+            ones4 = ones, ones, ones, ones
+            _store_group(damaged, group, ones4, ones4, 0, FMT.word_bits, EVEN)
+
+
+@triton.jit(do_not_specialize=("count",))
+def decode_rows(ids, count, coded, out, status, numbers, source, FMT: tl.constexpr,
+                EVEN: tl.constexpr, T: tl.constexpr):  # fmt: skip
+    """A row of a tile belongs to four lanes: a program decodes 8 * T rows of one column tile.
+
+    Args:
+        ids: int64 [count]; rows that are not there become all ones, and BAD_ID in `status`.
+        out: bytes [count, cols * word bytes].
+    """
+    numbers = shown(numbers)
+    block, col_tile = tl.program_id(0) // numbers.col_tiles, tl.program_id(0) % numbers.col_tiles
+    lanes = tl.arange(0, 32 * T)
+    t = lanes % 4
+    which = block.to(tl.int64) * (8 * T) + lanes // 4
+    mine = which < count
+    id = tl.load(ids + which, mask=mine, other=0)
+    known = (id >= 0) & (id < numbers.rows)
+    tiles, is_upper, there = _tiles_of_rows(coded, numbers, tl.where(known, id, 0), t)
+    table = source.table(coded, numbers, tiles, FMT)
+    columns = columns_of(numbers, col_tile)
+    groups = (columns + 15) // 16
+    col = col_tile.to(tl.int64) * numbers.tile_cols + 2 * t
+    to = out + (tl.where(mine, which, 0) * numbers.cols + col) * (FMT.word_bits // 8)
+    left = tl.where(mine, columns - 2 * t, 0)
+
+    lane, place = source.begin(coded, numbers, table, tiles, col_tile, False, FMT)
+    for group in range(groups):
+        lane, high, low = source.group(lane, place, group, groups, FMT)
+        _store_row(to, left, group, _row_of(is_upper, high), _row_of(is_upper, low),
+                   FMT.flip, FMT.word_bits, EVEN)  # fmt: skip
+
+    good = known & there & source.ended(lane, place)
+    if status is not None:
+        number = tiles.row * numbers.col_tiles + col_tile
+        number = tl.where(known, number, BAD_ID)
+        tl.atomic_min(status + tiles.lane * 0, number, mask=mine & (good == 0))
+    whole = all_of(good, 4, 4)
+    if tl.min(whole, 0) == 0:
+        ones = (tiles.lane * 0).to(tl.uint32) + ALL_ONES
+        left = tl.where(whole == 0, left, 0)
+        for group in range(groups):
+            two = ones, ones
+            _store_row(to, left, group, two, two, 0, FMT.word_bits, EVEN)
+
+
+# ---- where -------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _cells_of(coded, numbers, tiles, out, block, col_tile, FMT: tl.constexpr, T: tl.constexpr):
+    """Where lanes store rows g and g + 8 of their tiles, byte pointers, and how many columns the
+    matrix has from there on: none in rows that it does not have."""
+    wanted = (block * T + tl.arange(0, 32 * T) // 32).to(tl.int64)
+    first, count = rows_of(coded, numbers, wanted)
+    g, t = tiles.lane // 4, tiles.lane % 4
+    left = columns_of(numbers, col_tile) - 2 * t
+    in_upper, in_lower = g < count, g + 8 < count
+    col = col_tile.to(tl.int64) * numbers.tile_cols + 2 * t
+    upper = out + (tl.where(in_upper, first + g, 0) * numbers.cols + col) * (FMT.word_bits // 8)
+    lower = out + (tl.where(in_lower, first + g + 8, 0) * numbers.cols + col) * (FMT.word_bits // 8)
+    return upper, lower, tl.where(in_upper, left, 0), tl.where(in_lower, left, 0)
+
+
+@triton.jit
+def _tiles_of_rows(coded, numbers, row, t):
+    """The lanes that have a row, of which they are number t; whether it is one of their upper rows;
+    whether the table has a place for it. Where it has none they stand on the first tile."""
+    segment = segment_of(coded, numbers, row, FIRST_ROW)
+    header = coded.table + segment * numbers.table_ints
+    local = row - tl.load(header + FIRST_ROW)
+    tile_row = tl.load(header + FIRST_TILE_ROW) + local // 16
+    there = (local >= 0) & (local < tl.load(header + ROWS))
+    there = there & (tile_row >= 0) & (tile_row < numbers.tile_rows)
+    in_tile = (tl.where(there, local, 0) % 16).to(tl.int32)
+    lane = in_tile % 8 * 4 + t
+    return Tiles(tl.where(there, tile_row, 0), lane, segment, header), in_tile < 8, there
+
+
+@triton.jit
+def _row_of(is_upper, pairs):
+    """The two pairs of a lane's upper row, or of its lower one."""
+    upper0, lower0, upper1, lower1 = pairs
+    return tl.where(is_upper, upper0, lower0), tl.where(is_upper, upper1, lower1)
+
+
+# ---- store -------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _store_group(to, group, high, low, FLIP: tl.constexpr, WORD_BITS: tl.constexpr,
+                 EVEN: tl.constexpr):  # fmt: skip
+    """The four pairs of a group."""
+    upper, lower, upper_left, lower_left = to
+    u0, l0, u1, l1 = high
+    u0_low, l0_low, u1_low, l1_low = low
+    upper_high, upper_low = (u0, u1), (u0_low, u1_low)
+    lower_high, lower_low = (l0, l1), (l0_low, l1_low)
+    _store_row(upper, upper_left, group, upper_high, upper_low, FLIP, WORD_BITS, EVEN)
+    _store_row(lower, lower_left, group, lower_high, lower_low, FLIP, WORD_BITS, EVEN)
+
+
+@triton.jit
+def _store_row(to, left, group, high, low, FLIP: tl.constexpr, WORD_BITS: tl.constexpr,
+               EVEN: tl.constexpr):  # fmt: skip
+    """A lane's two pairs of one row; `left` columns are the matrix's, from the tile's first pair
+    of this lane on."""
+    first, second = high
+    first_low, second_low = low
+    left -= 16 * group
+    to += group * (16 * (WORD_BITS // 8))
+    _store(to, first, first_low, left, FLIP, WORD_BITS, EVEN)
+    _store(to + WORD_BITS, second, second_low, left - 8, FLIP, WORD_BITS, EVEN)  # 8 words on
 
 
 @triton.jit
@@ -40,148 +214,3 @@ def _store(to, high, low, words, FLIP: tl.constexpr, WORD_BITS: tl.constexpr, EV
         to = to.to(tl.pointer_type(dtype))
         tl.store(to, first.to(dtype), mask=words >= 1)
         tl.store(to + 1, second.to(dtype), mask=words >= 2)
-
-
-@triton.jit
-def _store_group(upper_to, lower_to, group, in_upper, in_lower, left,
-                 u0, u1, u2, u3, l0, l1, l2, l3,
-                 FLIP: tl.constexpr, WORD_BITS: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
-    """The four pairs of a group; `left` of the matrix's columns from this lane's first one on."""
-    left -= 16 * group
-    upper_to += group * (16 * (WORD_BITS // 8))
-    lower_to += group * (16 * (WORD_BITS // 8))
-    half: tl.constexpr = 8 * (WORD_BITS // 8)
-    in_u, in_l = tl.where(in_upper, left, 0), tl.where(in_lower, left, 0)
-    _store(upper_to, u0, l0, in_u, FLIP, WORD_BITS, EVEN)
-    _store(lower_to, u1, l1, in_l, FLIP, WORD_BITS, EVEN)
-    _store(upper_to + half, u2, l2, in_u - 8, FLIP, WORD_BITS, EVEN)
-    _store(lower_to + half, u3, l3, in_l - 8, FLIP, WORD_BITS, EVEN)
-
-
-@triton.jit(do_not_specialize=_NUMBERS[1:])
-def decode_matrix(coded, raw, index, table, out, status,
-                  rows, cols, segments, segment_steps, total_words, record_ints, tile_cols,
-                  tile_rows, col_tiles, raw_row, raw_tile,
-                  BITS: tl.constexpr, SHIFT: tl.constexpr, FLIP: tl.constexpr,
-                  PLANES: tl.constexpr, LOW: tl.constexpr, WORD_BITS: tl.constexpr,
-                  SCALE_BITS: tl.constexpr, LEFT: tl.constexpr, EVEN: tl.constexpr,
-                  T: tl.constexpr, CHECK: tl.constexpr):  # fmt: skip
-    """A program takes one column tile of T tile rows. out: bytes [rows, cols * word bytes].
-
-    Args:
-        EVEN: cols is even, so that pairs are stored at once.
-    """
-    block, col_tile = tl.program_id(0) // col_tiles, tl.program_id(0) % col_tiles
-    lanes = tl.arange(0, 32 * T)
-    lane = lanes % 32
-    wanted = (block * T + lanes // 32).to(tl.int64)
-    tile_row = tl.minimum(wanted, tile_rows - 1)
-    segment = segment_of(table, 8 + (1 << SCALE_BITS), 4, tile_row, segments, segment_steps)
-    header, base, slots = segment_table(table, segment, SCALE_BITS, SHIFT)
-    words, last, state, ahead, at, end, inside, number, columns, tile_raw, seed = locate(
-        coded, raw, index, header, segment, tile_row, col_tile, lane, cols, tile_cols, col_tiles,
-        raw_row, raw_tile, total_words, record_ints, True, LEFT,
-    )  # fmt: skip
-    groups = (columns + 15) // 16
-    first, count = rows_of(table, 8 + (1 << SCALE_BITS), tile_row, rows, segments, segment_steps)
-    g, t = lane // 4, lane % 4
-    in_upper = (wanted < tile_rows) & (g < count)
-    in_lower = (wanted < tile_rows) & (g + 8 < count)
-    upper_row = tl.where(in_upper, first + g, 0)
-    lower_row = tl.where(in_lower, first + g + 8, 0)
-    col = col_tile.to(tl.int64) * tile_cols + 2 * t
-    upper_to = out + (upper_row * cols + col) * (WORD_BITS // 8)
-    lower_to = out + (lower_row * cols + col) * (WORD_BITS // 8)
-    upper = seed  # last values of the rows, for predictor `left`
-    lower = seed
-    for group in range(groups):
-        state, ahead, at, upper, lower, u0, u1, u2, u3, l0, l1, l2, l3 = group_words(
-            state, ahead, at, upper, lower, words, last, slots, base, tile_raw, lane,
-            group, groups, BITS, SHIFT, PLANES, LOW, SCALE_BITS, LEFT,
-        )  # fmt: skip
-        _store_group(
-            upper_to, lower_to, group, in_upper, in_lower, columns - 2 * t,
-            u0, u1, u2, u3, l0, l1, l2, l3, FLIP, WORD_BITS, EVEN,
-        )  # fmt: skip
-
-    good = inside & (state == (1 << 16)) & (at == end)
-    if CHECK:
-        tl.atomic_min(status + lane * 0, number, mask=good == 0)
-    whole = whole_lanes(good)
-    if tl.min(whole, 0) == 0:
-        # All ones, a NaN in every float format: never a number that looks right.
-        ones = base * 0 + 0xFFFFFFFF
-        in_upper &= whole == 0
-        in_lower &= whole == 0
-        for group in range(groups):
-            _store_group(
-                upper_to, lower_to, group, in_upper, in_lower, columns - 2 * t,
-                ones, ones, ones, ones, ones, ones, ones, ones, 0, WORD_BITS, EVEN,
-            )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=_NUMBERS)
-def decode_rows(ids, count, coded, raw, index, table, out, status,
-                rows, cols, segments, segment_steps, total_words, record_ints, tile_cols,
-                tile_rows, col_tiles, raw_row, raw_tile,
-                BITS: tl.constexpr, SHIFT: tl.constexpr, FLIP: tl.constexpr,
-                PLANES: tl.constexpr, LOW: tl.constexpr, WORD_BITS: tl.constexpr,
-                SCALE_BITS: tl.constexpr, LEFT: tl.constexpr, EVEN: tl.constexpr,
-                T: tl.constexpr, CHECK: tl.constexpr):  # fmt: skip
-    """A row of a tile belongs to four lanes: a program decodes 8 * T rows of one column tile."""
-    block, col_tile = tl.program_id(0) // col_tiles, tl.program_id(0) % col_tiles
-    lanes = tl.arange(0, 32 * T)
-    t = lanes % 4
-    which = block.to(tl.int64) * (8 * T) + lanes // 4
-    mine = which < count
-    id = tl.load(ids + which, mask=mine, other=0)
-    known = (id >= 0) & (id < rows)
-    row = tl.where(known, id, 0)
-    segment = segment_of(table, 8 + (1 << SCALE_BITS), 2, row, segments, segment_steps)
-    header, base, slots = segment_table(table, segment, SCALE_BITS, SHIFT)
-    local = row - tl.load(header + 2)
-    tile_row = tl.load(header + 4) + local // 16
-    # Whatever the table says: what is outside decodes something that is surely there.
-    there = (local >= 0) & (local < tl.load(header + 3)) & (tile_row >= 0) & (tile_row < tile_rows)
-    local = tl.where(there, local, 0)
-    tile_row = tl.where(there, tile_row, 0)
-    in_tile = (local % 16).to(tl.int32)
-    is_upper = in_tile < 8
-    lane = in_tile % 8 * 4 + t
-    words, last, state, ahead, at, end, inside, number, columns, tile_raw, seed = locate(
-        coded, raw, index, header, segment, tile_row, col_tile, lane, cols, tile_cols, col_tiles,
-        raw_row, raw_tile, total_words, record_ints, False, LEFT,
-    )  # fmt: skip
-    groups = (columns + 15) // 16
-    col = col_tile.to(tl.int64) * tile_cols + 2 * t
-    to = out + (tl.where(mine, which, 0) * cols + col) * (WORD_BITS // 8)
-    upper = seed  # last values of the rows, for predictor `left`
-    lower = seed
-    half: tl.constexpr = 8 * (WORD_BITS // 8)
-    for group in range(groups):
-        state, ahead, at, upper, lower, u0, u1, u2, u3, l0, l1, l2, l3 = group_words(
-            state, ahead, at, upper, lower, words, last, slots, base, tile_raw, lane,
-            group, groups, BITS, SHIFT, PLANES, LOW, SCALE_BITS, LEFT,
-        )  # fmt: skip
-        left = tl.where(mine, columns - 16 * group - 2 * t, 0)
-        offset = group * (16 * (WORD_BITS // 8))
-        first, second = tl.where(is_upper, u0, u1), tl.where(is_upper, u2, u3)
-        low0, low1 = tl.where(is_upper, l0, l1), tl.where(is_upper, l2, l3)
-        _store(to + offset, first, low0, left, FLIP, WORD_BITS, EVEN)
-        _store(to + (offset + half), second, low1, left - 8, FLIP, WORD_BITS, EVEN)
-
-    good = known & there & inside & (state == (1 << 16)) & (at == end)
-    if CHECK:
-        # An id outside is told by a number above every tile's, below "nothing happened".
-        tl.atomic_min(status + lane * 0, tl.where(known, number, (1 << 62) - 1),
-                      mask=mine & (good == 0))  # fmt: skip
-    n: tl.constexpr = lanes.shape[0]
-    quads = tl.min(tl.reshape(good.to(tl.int32), (n // 4, 4)), 1)
-    whole = tl.reshape(tl.broadcast_to(quads[:, None], (n // 4, 4)), (n,))
-    if tl.min(whole, 0) == 0:
-        ones = base * 0 + 0xFFFFFFFF
-        for group in range(groups):
-            left = tl.where(mine & (whole == 0), columns - 16 * group - 2 * t, 0)
-            offset = group * (16 * (WORD_BITS // 8))
-            _store(to + offset, ones, ones, left, 0, WORD_BITS, EVEN)
-            _store(to + (offset + half), ones, ones, left - 8, 0, WORD_BITS, EVEN)

@@ -1,112 +1,102 @@
-"""decode_linear for up to 64 rows of x: decodes into registers, multiplies, keeps nothing dense."""
+"""decode_linear for up to 64 rows of x: decodes into registers, multiplies, keeps nothing dense.
+
+program: one warp
+  T tile rows x one of `splits` parts of their tile columns      sums [16 * T, N] in registers
+lane: one of 32 of its tile, in whose four pairs of a group it holds what the product wants
+
+columns -->     part 0         part 1                            x [m, cols]
+tile row 0   [ p0 > > > > ][ p1 > > > > ]                          a group's columns at a time,
+         1   [ p0 > > > > ][ p1 > > > > ]                          from the first-level cache
+tile row 2   [ p2 > > > > ][ p3 > > > > ]     (T = 2)
+
+for each tile column of the part:
+  begin at the tiles
+  for each group of 16 columns:
+    decode its pairs, make them an operand, load x, multiply and add
+  ended? else the tile's rows become NaN
+store: y, or with several parts sums for `reduce`, which adds them in order
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
-from .group import group_words
-from .lane import locate, rows_of, segment_of, segment_table, whole_tiles
+from .arguments import NO_TILE, shown
+from .tiles import all_of, columns_of, rows_of, whole_tile_rows
 from .values import fragment, to_float, to_operand, x_fragment
 
 # Numbers that a kernel is not compiled anew for.
-_NUMBERS = (
-    "m", "rows", "cols", "x_stride", "segments", "segment_steps", "total_words", "record_ints",
-    "tile_cols", "tile_rows", "col_tiles", "raw_row", "raw_tile", "splits",
-)  # fmt: skip
+_NUMBERS = ("m", "rows", "splits", "x_stride")
+
+
+class X(NamedTuple):
+    """Pointers to the first group's part of x: pairs of a fragment [4 * N], and a block [16, N]."""
+
+    pairs: object
+    block: object
 
 
 @triton.jit(do_not_specialize=_NUMBERS)
-def linear(x, coded, raw, index, table, scale, bias, out, status,
-           m, rows, cols, x_stride, segments, segment_steps, total_words, record_ints, tile_cols,
-           tile_rows, col_tiles, raw_row, raw_tile, splits,
-           BITS: tl.constexpr, SHIFT: tl.constexpr, FLIP: tl.constexpr, PLANES: tl.constexpr,
-           LOW: tl.constexpr, SCALE_BITS: tl.constexpr, LEFT: tl.constexpr, OPERAND: tl.constexpr,
-           N: tl.constexpr, T: tl.constexpr, PARTIAL: tl.constexpr, PER_ROW: tl.constexpr,
-           CHECK: tl.constexpr,
-           TOGETHER: tl.constexpr, INTERPRETED: tl.constexpr):  # fmt: skip
+def linear(x, coded, scale, bias, out, status, m, x_stride, splits, numbers, source,
+           FMT: tl.constexpr, PRODUCT: tl.constexpr, N: tl.constexpr, T: tl.constexpr,
+           PARTIAL: tl.constexpr, PER_ROW: tl.constexpr, TOGETHER: tl.constexpr,
+           INTERPRETED: tl.constexpr):  # fmt: skip
     """A program takes T tile rows and one of `splits` parts of their column tiles.
 
     Args:
         x: [m, x_stride], rows of whole groups, zeros beyond cols.
         out: [m, rows]; with PARTIAL float32 [splits, m, rows].
-        status: int64 [1], the smallest number of a corrupt tile; with CHECK.
-        OPERAND: dtype of the products. float32: without tensor cores, for all formats.
+        status: int64 [1], takes the smallest number of a corrupt tile; or None.
+        PRODUCT: dtype of the products. float32: without tensor cores, for all formats.
         N: columns of x in the product, m or more.
     """
+    numbers = shown(numbers)
     block, split = tl.program_id(0) // splits, tl.program_id(0) % splits
-    lanes = tl.arange(0, 32 * T)
-    lane = lanes % 32
-    tile_row = tl.minimum(block * T + lanes // 32, tile_rows - 1).to(tl.int64)
-    segment = segment_of(table, 8 + (1 << SCALE_BITS), 4, tile_row, segments, segment_steps)
-    header, base, slots = segment_table(table, segment, SCALE_BITS, SHIFT)
-    good = lane == lane
-    corrupt = tile_row * 0 + (1 << 62)
+    tiles = whole_tile_rows(coded, numbers, block, T)
+    table = source.table(coded, numbers, tiles, FMT)
+    good = tiles.lane == tiles.lane
+    corrupt = tiles.row * 0 + NO_TILE
     acc = tl.zeros((16 * T, N), tl.float32)
-    pairs = tl.arange(0, 4 * N)
-    x_pairs = x + tl.minimum(pairs // 4, m - 1).to(tl.int64) * x_stride + pairs % 4 * 2
-    k = tl.arange(0, 16)
-    if TOGETHER:
-        k = k // 4 * 2 + k % 2 + k % 4 // 2 * 8
-    column = tl.minimum(tl.arange(0, N), m - 1).to(tl.int64)
-    x_block = x + column[None, :] * x_stride + k[:, None]
+    x_at = _x_of(x, m, x_stride, N, TOGETHER)
 
-    first_tile = (col_tiles.to(tl.int64) * split // splits).to(tl.int32)
-    last_tile = (col_tiles.to(tl.int64) * (split + 1) // splits).to(tl.int32)
+    first_tile = (numbers.col_tiles.to(tl.int64) * split // splits).to(tl.int32)
+    last_tile = (numbers.col_tiles.to(tl.int64) * (split + 1) // splits).to(tl.int32)
     for col_tile in range(first_tile, last_tile):
-        words, last, state, ahead, at, end, inside, number, columns, tile_raw, seed = locate(
-            coded, raw, index, header, segment, tile_row, col_tile, lane, cols, tile_cols,
-            col_tiles, raw_row, raw_tile, total_words, record_ints, True, LEFT,
-        )  # fmt: skip
-        upper = seed  # last values of the rows, for predictor `left`
-        lower = seed
-        groups = (columns + 15) // 16
+        lane, place = source.begin(coded, numbers, table, tiles, col_tile, True, FMT)
+        groups = (columns_of(numbers, col_tile) + 15) // 16
         for group in range(groups):
-            state, ahead, at, upper, lower, u0, u1, u2, u3, l0, l1, l2, l3 = group_words(
-                state, ahead, at, upper, lower, words, last, slots, base, tile_raw, lane,
-                group, groups, BITS, SHIFT, PLANES, LOW, SCALE_BITS, LEFT,
-            )  # fmt: skip
-            half = fragment(u0, u1, u2, u3, TOGETHER)
-            col = col_tile * tile_cols + 16 * group
-            if OPERAND == tl.float32:
-                w = to_float(half, fragment(l0, l1, l2, l3, TOGETHER), BITS, SHIFT, FLIP, LOW)
-                acc = tl.dot(w, tl.load(x_block + col).to(tl.float32), acc, input_precision="ieee")
-            else:
-                x0 = tl.load((x_pairs + col).to(tl.pointer_type(tl.uint32)))
-                x1 = tl.load((x_pairs + (col + 8)).to(tl.pointer_type(tl.uint32)))
-                w = to_operand(half, OPERAND, BITS, SHIFT, FLIP)
-                values = x_fragment(x0, x1, TOGETHER).to(OPERAND, bitcast=True)
-                if INTERPRETED:  # it has no arithmetic on bfloat16
-                    acc = tl.dot(w.to(tl.float32), values.to(tl.float32), acc)
-                else:
-                    acc = tl.dot(w, values, acc)
-        ended = inside & (state == (1 << 16)) & (at == end)
-        if CHECK:
-            corrupt = tl.minimum(corrupt, tl.where(ended, 1 << 62, number))
+            lane, high, low = source.group(lane, place, group, groups, FMT)
+            w = _operand(high, low, FMT, PRODUCT, TOGETHER)
+            values = _load_x(x_at, col_tile * numbers.tile_cols + 16 * group, PRODUCT, TOGETHER)
+            acc = _multiply_add(w, values, acc, PRODUCT, INTERPRETED)
+        ended = source.ended(lane, place)
+        if status is not None:
+            number = tiles.row * numbers.col_tiles + col_tile
+            corrupt = tl.minimum(corrupt, tl.where(ended, NO_TILE, number))
         good &= ended
 
-    if CHECK:
-        tl.atomic_min(status + lane * 0, corrupt, mask=good == 0)
-    r = tl.arange(0, 16 * T)
-    its_tile_row = (block * T + r // 16).to(tl.int64)
-    known = tl.minimum(its_tile_row, tile_rows - 1)
-    first, count = rows_of(table, 8 + (1 << SCALE_BITS), known, rows, segments, segment_steps)
-    mine = (its_tile_row < tile_rows) & (r % 16 < count)
-    row = tl.where(mine, first + r % 16, 0)
+    if status is not None:
+        tl.atomic_min(status + tiles.lane * 0, corrupt, mask=good == 0)
     # Never a number that looks right.
-    whole = whole_tiles(good)
-    acc = tl.where((whole == 0)[:, None], float("nan"), acc)
+    acc = tl.where((all_of(good, 32, 16) == 0)[:, None], float("nan"), acc)
+    r = tl.arange(0, 16 * T)
+    first, count = rows_of(coded, numbers, (block * T + r // 16).to(tl.int64))
+    mine = r % 16 < count
+    row = tl.where(mine, first + r % 16, 0)
     n = tl.arange(0, N).to(tl.int64)
-    to = n[None, :] * rows + row[:, None]
+    to = n[None, :] * numbers.rows + row[:, None]
     mask = mine[:, None] & (n < m)[None, :]
     if PARTIAL:
-        tl.store(out + split.to(tl.int64) * m * rows + to, acc, mask=mask)
+        tl.store(out + split.to(tl.int64) * m * numbers.rows + to, acc, mask=mask)
     else:
         y = _finish(acc, scale, bias, row[:, None], PER_ROW)
         tl.store(out + to, y.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=("m", "rows", "splits"))
+@triton.jit(do_not_specialize=_NUMBERS)
 def reduce(partial, scale, bias, out, m, rows, splits, PER_ROW: tl.constexpr,
            BLOCK: tl.constexpr):  # fmt: skip
     """Adds float32 [splits, m, rows] in order, scales, adds the bias."""
@@ -118,6 +108,52 @@ def reduce(partial, scale, bias, out, m, rows, splits, PER_ROW: tl.constexpr,
         partial += m * rows.to(tl.int64)
     y = _finish(total, scale, bias, tl.where(inside, i % rows, 0), PER_ROW)
     tl.store(out + i, y.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _x_of(x, m, x_stride, N: tl.constexpr, TOGETHER: tl.constexpr):
+    """Rows from m on are the last one."""
+    pairs = tl.arange(0, 4 * N)
+    row_of_pair = tl.minimum(pairs // 4, m - 1).to(tl.int64)
+    k = tl.arange(0, 16)
+    if TOGETHER:
+        k = k // 4 * 2 + k % 2 + k % 4 // 2 * 8
+    row = tl.minimum(tl.arange(0, N), m - 1).to(tl.int64)
+    return X(x + row_of_pair * x_stride + pairs % 4 * 2, x + row[None, :] * x_stride + k[:, None])
+
+
+@triton.jit
+def _load_x(x_at, col, PRODUCT: tl.constexpr, TOGETHER: tl.constexpr):
+    """A group's columns of x, from `col` on: [16, N] of PRODUCT."""
+    if PRODUCT == tl.float32:
+        values = tl.load(x_at.block + col).to(tl.float32)
+    else:
+        first = tl.load((x_at.pairs + col).to(tl.pointer_type(tl.uint32)))
+        second = tl.load((x_at.pairs + (col + 8)).to(tl.pointer_type(tl.uint32)))
+        values = x_fragment(first, second, TOGETHER).to(PRODUCT, bitcast=True)
+    return values
+
+
+@triton.jit
+def _operand(high, low, FMT: tl.constexpr, PRODUCT: tl.constexpr, TOGETHER: tl.constexpr):
+    """A group's pairs as numbers: [16 * T, 16] of PRODUCT."""
+    half = fragment(high, TOGETHER)
+    if PRODUCT == tl.float32:
+        w = to_float(half, fragment(low, TOGETHER), FMT)
+    else:
+        w = to_operand(half, PRODUCT, FMT)
+    return w
+
+
+@triton.jit
+def _multiply_add(w, values, acc, PRODUCT: tl.constexpr, INTERPRETED: tl.constexpr):
+    if PRODUCT == tl.float32:
+        acc = tl.dot(w, values, acc, input_precision="ieee")
+    elif INTERPRETED:  # it has no arithmetic on bfloat16
+        acc = tl.dot(w.to(tl.float32), values.to(tl.float32), acc)
+    else:
+        acc = tl.dot(w, values, acc)
+    return acc
 
 
 @triton.jit

@@ -8,6 +8,8 @@ from ....codec.operand import Operand
 from ....format.errors import CorruptStreamError
 from ..stored import is_stored, stored_rows, stored_words
 from . import launch
+from .arguments import BAD_ID, NO_TILE
+from .matrix import Matrix, check_table
 
 MAX_FUSED_ROWS = 64  # rows of x; above, decoding once and a GEMM
 
@@ -22,14 +24,15 @@ def set_check(on: bool) -> bool:
 
 
 def decode_into(coded: Operand, out: torch.Tensor) -> None:
-    """Fills `out`, uint8 [rows, cols * word bytes]."""
+    """Fills `out`, uint8 [rows, cols * word bytes], contiguous."""
     if is_stored(coded):
         out.copy_(stored_words(coded))
         return
     m = _matrix("decode", coded)
-    status = _status(coded.stream)
-    launch.decode_matrix(m, out, status)
-    _check("decode", status)
+    if out.numel():
+        status = _status(out)
+        launch.decode_matrix(m, out, status)
+        _check("decode", status)
 
 
 def decode_rows_words(ids: torch.Tensor, coded: Operand) -> torch.Tensor:
@@ -38,13 +41,13 @@ def decode_rows_words(ids: torch.Tensor, coded: Operand) -> torch.Tensor:
     if is_stored(coded):
         return stored_rows(ids, coded, _checking)
     m = _matrix("decode_rows", coded)
-    if not ids.numel() or not coded.cols:
-        return coded.stream.new_empty((ids.numel(), coded.cols * m.layout.fmt.word_bytes))
-    if not coded.rows:
-        raise IndexError("codecllm::decode_rows: an index is out of range for 0 rows")
-    status = _status(coded.stream)
-    out = launch.decode_rows(ids, m, status)
-    _check("decode_rows", status)
+    out = ids.new_empty((ids.numel(), coded.cols * m.plan.fmt.word_bytes), dtype=torch.uint8)
+    if out.numel():
+        if not coded.rows:
+            raise IndexError("codecllm::decode_rows: an index is out of range for 0 rows")
+        status = _status(out)
+        launch.decode_rows(ids, m, out, status)
+        _check("decode_rows", status)
     return out
 
 
@@ -54,12 +57,12 @@ def decode_linear(
     """x [..., cols] times the matrix, or None where no fused kernel runs."""
     rows, cols = coded.rows, coded.cols
     m = x.numel() // cols if cols else 0
-    if is_stored(coded) or not cols or m > MAX_FUSED_ROWS:
+    if not cols or m > MAX_FUSED_ROWS or is_stored(coded):
         return None
     matrix = _matrix("decode_linear", coded)
     if not m or not rows:
         return x.new_empty((*x.shape[:-1], rows))
-    status = _status(coded.stream)
+    status = _status(x)
     bias = None if bias is None else bias.contiguous()
     scale = None if coded.scale is None else coded.scale.contiguous()
     y = launch.linear(x.reshape(m, cols), matrix, scale, bias, status)
@@ -67,29 +70,24 @@ def decode_linear(
     return y.view(*x.shape[:-1], rows)
 
 
-def _matrix(op: str, coded: Operand) -> launch.Matrix:
-    m = launch.Matrix.of(op, coded)
+def _matrix(op: str, coded: Operand) -> Matrix:
+    m = Matrix.of(op, coded)
     if _checking and coded.cols:
-        first, count, first_tile = coded.table[:, 2:5].T.long()
-        tiles = (count + 15) // 16
-        follows = (first == count.cumsum(0) - count) & (first_tile == tiles.cumsum(0) - tiles)
-        ends = (count.sum() == coded.rows) & (tiles.sum() == m.tile_rows)
-        if not bool(follows.all() & ends & (count >= 0).all()):
-            raise CorruptStreamError(f"codecllm::{op}: corrupt table: not of {coded.rows} rows")
+        check_table(op, m)
     return m
 
 
 def _status(like: torch.Tensor) -> torch.Tensor | None:
-    return like.new_full((1,), launch.NO_TILE, dtype=torch.int64) if _checking else None
+    return like.new_full((1,), NO_TILE.value, dtype=torch.int64) if _checking else None
 
 
 def _check(op: str, status: torch.Tensor | None) -> None:
     if status is None:
         return
     tile = int(status)
-    if tile == launch.BAD_ID:
+    if tile == BAD_ID.value:
         raise IndexError(f"codecllm::{op}: an index is out of range")
-    if tile != launch.NO_TILE:
+    if tile != NO_TILE.value:
         raise CorruptStreamError(
             f"codecllm::{op}: corrupt coded plane or index: tile {tile} does not end in the "
             "encoder's first state"

@@ -25,7 +25,29 @@ def _at(container, count, lane):
 
 
 @triton.jit
-def plane_pairs(plane, lane, group, groups, BITS: tl.constexpr, MASK: tl.constexpr):
+def with_raw_bits(f0, f1, f2, f3, raw, lane, group, groups, FMT: tl.constexpr):
+    """Adds a group's raw bits to its coded fields.
+
+    Args:
+        f0, f1, f2, f3: pairs of halves, their coded fields in place, all else zero.
+        raw: the tile's part of the raw plane, a pointer to containers, of each lane.
+
+    Returns:
+        Four (high) halves of pairs, and four low ones: of words that have 32 bits, else the same.
+    """
+    for i in tl.static_range(len(FMT.planes) // 2):
+        p0, p1, p2, p3 = _plane(raw, lane, group, groups, FMT.planes[2 * i + 1], FMT.planes[2 * i])
+        f0, f1, f2, f3 = f0 | p0, f1 | p1, f2 | p2, f3 | p3
+        raw += containers(FMT.planes[2 * i + 1], groups) * 32
+    high = f0, f1, f2, f3
+    low = high
+    if FMT.word_bits == 32:
+        low = _plane(raw, lane, group, groups, 16, 0xFFFF)
+    return high, low
+
+
+@triton.jit
+def _plane(plane, lane, group, groups, BITS: tl.constexpr, MASK: tl.constexpr):
     """One plane's bits of the four pairs of a group, in place.
 
     Args:

@@ -7,7 +7,7 @@ import triton.language as tl
 
 
 @triton.jit
-def fragment(u0, u1, u2, u3, TOGETHER: tl.constexpr):
+def fragment(pairs, TOGETHER: tl.constexpr):
     """Halves of a group's pairs, uint32 [32 * T], as rows and columns: uint16 [16 * T, 16].
 
     On NVIDIA GPUs nothing moves: the result is an A operand of m16n8k16 already. A product may add
@@ -16,6 +16,7 @@ def fragment(u0, u1, u2, u3, TOGETHER: tl.constexpr):
     Args:
         TOGETHER: columns 2t, 2t + 1, 2t + 8, 2t + 9 stand at 4t .. 4t + 3.
     """
+    u0, u1, u2, u3 = pairs
     tiles: tl.constexpr = u0.shape[0] // 32
     left, right = tl.join(_halves(u0), _halves(u1)), tl.join(_halves(u2), _halves(u3))
     both = tl.reshape(tl.join(left, right), (tiles, 8, 4, 2, 2, 2))  # g, t, of pair, row, column
@@ -39,42 +40,64 @@ def _halves(u):
 
 
 @triton.jit
-def to_float(half, low, BITS: tl.constexpr, SHIFT: tl.constexpr, FLIP: tl.constexpr,
-             LOW: tl.constexpr):  # fmt: skip
-    """Words to float32. A float's word is sign, `BITS` of exponent, `SHIFT` of mantissa.
+def to_float(half, low, FMT: tl.constexpr):
+    """Words to float32.
 
     Args:
-        half: the word, or its high half, without `FLIP`.
-        low: its low half, with LOW; else anything.
+        half: the word, or its high half, without the format's flip.
+        low: its low half, where words have 32 bits; else anything.
     """
     bits = half.to(tl.uint32)
-    if FLIP:  # integers, offset binary: put behind a one with unit 1, then take both off
-        value = (bits | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + FLIP)
-    elif LOW:
-        value = ((bits << 16) | low.to(tl.uint32)).to(tl.float32, bitcast=True)
-    elif BITS == 8:
-        value = (bits << 16).to(tl.float32, bitcast=True)
-    elif BITS == 5:  # float16, or its first bits
-        value = (half << (10 - SHIFT)).to(tl.float16, bitcast=True).to(tl.float32)
-    else:  # e4m3fn. The factor, 2^120, puts the exponent's bias right, subnormals too.
-        tl.static_assert(BITS == 4)
-        magnitude = bits & 0x7F
-        value = (magnitude << 20).to(tl.float32, bitcast=True) * 1.329227995784916e36
-        signed = value.to(tl.uint32, bitcast=True) | ((bits & 0x80) << 24)
-        # No infinities; the largest magnitude is NaN.
-        value = tl.where(magnitude == 0x7F, signed | 0x7FC00000, signed)
-        value = value.to(tl.float32, bitcast=True)
+    if FMT.exponent == 0:  # offset binary: put behind a one with unit 1, then take both off
+        value = (bits | 0x4B000000).to(tl.float32, bitcast=True) - (8388608.0 + FMT.flip)
+    elif FMT.exponent == 8:  # float32, or its first bits
+        bits = bits << 16
+        if FMT.word_bits == 32:
+            bits = bits | low.to(tl.uint32)
+        value = bits.to(tl.float32, bitcast=True)
+    elif FMT.exponent == 5 and FMT.has_inf:
+        value = _float16(half, FMT).to(tl.float32)
+    else:
+        value = _small_float(bits, FMT)
     return value
 
 
 @triton.jit
-def to_operand(half, OPERAND: tl.constexpr, BITS: tl.constexpr, SHIFT: tl.constexpr,
-               FLIP: tl.constexpr):  # fmt: skip
+def _float16(half, FMT: tl.constexpr):
+    """Floats that are the first bits of a float16."""
+    tl.static_assert(FMT.mantissa <= 10)
+    return (half << (10 - FMT.mantissa)).to(tl.float16, bitcast=True)
+
+
+@triton.jit
+def _small_float(bits, FMT: tl.constexpr):
+    """Floats of fewer exponents than float32, subnormals too: as float32 they are 2^-rebias of
+    their value."""
+    rebias: tl.constexpr = 128 - (1 << (FMT.exponent - 1))
+    at: tl.constexpr = FMT.exponent + FMT.mantissa
+    sign: tl.constexpr = 1 << at
+    magnitude = bits & (sign - 1)
+    as_float = (magnitude << (23 - FMT.mantissa)).to(tl.float32, bitcast=True)
+    value = as_float * (2.0**rebias)
+    signed = value.to(tl.uint32, bitcast=True) | (
+        (bits & sign) << (31 - FMT.exponent - FMT.mantissa)
+    )
+    if FMT.has_inf:
+        special = magnitude >= (sign - (1 << FMT.mantissa))
+        signed = tl.where(special, signed | 0x7F800000, signed)
+    else:  # the largest magnitude is NaN
+        signed = tl.where(magnitude == sign - 1, signed | 0x7FC00000, signed)
+    return signed.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def to_operand(half, PRODUCT: tl.constexpr, FMT: tl.constexpr):
     """Halves to bfloat16 or float16, of formats whose values that dtype holds exactly."""
-    if BITS == 8 and OPERAND == tl.bfloat16:
-        operand = half.to(OPERAND, bitcast=True)
-    elif BITS == 5 and OPERAND == tl.float16:
-        operand = (half << (10 - SHIFT)).to(OPERAND, bitcast=True)
+    if FMT.exponent == 8 and PRODUCT == tl.bfloat16:
+        tl.static_assert(FMT.mantissa == 7)
+        operand = half.to(PRODUCT, bitcast=True)
+    elif FMT.exponent == 5 and FMT.has_inf and PRODUCT == tl.float16:
+        operand = _float16(half, FMT)
     else:
-        operand = to_float(half, half, BITS, SHIFT, FLIP, False).to(OPERAND)
+        operand = to_float(half, half, FMT).to(PRODUCT)
     return operand

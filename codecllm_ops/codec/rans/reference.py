@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..format.errors import CorruptStreamError
-from ..format.head import ESCAPE, MAX_INDEX, Head
-from ..format.layout import (
+from ...format.errors import CorruptStreamError
+from ...format.head import ESCAPE, MAX_INDEX, Head, Segment
+from ...format.layout import (
     GROUP_COLS,
     LANES,
     PAIRS_PER_GROUP,
@@ -26,8 +26,8 @@ from ..format.layout import (
     record_ints,
     round_up,
 )
-from ..format.weight_formats import WeightFormat
-from .tables import choose_window, padding_value, plan_segment, slot_table
+from ...format.weight_formats import WeightFormat
+from .tables import choose_window, padding_value, plan_segment
 
 RANS_L = 1 << 16
 
@@ -216,7 +216,7 @@ def decode(head: Head, stream: bytes, raw: bytes, index: np.ndarray) -> np.ndarr
     words = np.frombuffer(stream, "<u2", len(stream) // 2)
     row = tile_row = 0
     for n, segment in enumerate(head.segments):
-        table = slot_table(segment, head.scale_bits)
+        owners = symbols_of_slots(segment, head.scale_bits)
         for first in range(0, segment.rows, TILE_ROWS):
             for col_tile in range(grid.col_tiles):
                 number = tile_row * grid.col_tiles + col_tile
@@ -225,7 +225,9 @@ def decode(head: Head, stream: bytes, raw: bytes, index: np.ndarray) -> np.ndarr
                 width = grid.cols_of(col_tile)
                 at = grid.raw_offset(tile_row, col_tile)
                 tile = unpack_raw(raw[at : at + raw_tile_bytes(fmt, width)], width, fmt)
-                residual = _decode_tile(words, records[number], width, table, segment, head, number)
+                residual = _decode_tile(
+                    words, records[number], width, owners, segment, head, number
+                )
                 _insert_coded(tile, residual, fmt, head.predictor, segment.seed)
                 tile ^= np.uint32(fmt.flip)
                 c = col_tile * head.tile_cols
@@ -244,7 +246,7 @@ def lane_lengths(record: np.ndarray, len_bits: int) -> list[int]:
     return [shortest + (packed >> (len_bits * lane) & mask) for lane in range(LANES)]
 
 
-def _decode_tile(words, record, width, table, segment, head, number) -> np.ndarray:
+def _decode_tile(words, record, width, owners, segment, head, number) -> np.ndarray:
     lengths = lane_lengths(record, head.len_bits)
     at = int(record[0]) * (STREAM_ALIGN // 2)
     if at + sum(lengths) > len(words) - STREAM_PAD // 2:
@@ -253,29 +255,41 @@ def _decode_tile(words, record, width, table, segment, head, number) -> np.ndarr
     for lane in range(LANES):
         where = f"tile {number} lane {lane}"
         _decode_lane(
-            _Lane(words[at : at + lengths[lane]], where), lane, residual, table, segment, head
+            _Lane(words[at : at + lengths[lane]], where), lane, residual, owners, segment, head
         )
         at += lengths[lane]
     return residual
 
 
-def _decode_lane(stream, lane, residual, table, segment, head) -> None:
+def symbols_of_slots(segment: Segment, scale_bits: int) -> list[tuple[int, int, int]]:
+    """Which symbol owns each slot: its id, freq and start (section 6)."""
+    escape_freq = (1 << scale_bits) - int(segment.freqs.sum())
+    owners, start = [], 0
+    for symbol, freq in [
+        *zip(segment.pairs.tolist(), segment.freqs.tolist(), strict=True),
+        (ESCAPE, escape_freq),
+    ]:
+        owners += [(symbol, freq, start)] * freq
+        start += freq
+    return owners
+
+
+def _decode_lane(stream, lane, residual, owners, segment, head) -> None:
     scale_bits, base = head.scale_bits, segment.window_base
     value_mask = (1 << head.fmt.coded_bits) - 1
     x = stream.word() | stream.word() << 16
     for group in range(residual.shape[1] // GROUP_COLS):
         escapes = []
         for j in range(PAIRS_PER_GROUP):
-            entry = int(table[x & ((1 << scale_bits) - 1)])
-            freq, bias = entry >> 16 & 0x7FF, entry & 0x7FF
-            x = freq * (x >> scale_bits) + bias
+            slot = x % (1 << scale_bits)
+            symbol, freq, start = owners[slot]
+            x = freq * (x >> scale_bits) + slot - start
             if x < RANS_L:
                 x = x << 16 | stream.word()
-            i0, i1 = entry >> 11 & 31, entry >> 27
             r, c = pair_position(lane, j)
             c += GROUP_COLS * group
-            residual[r, c], residual[r, c + 1] = base + i0, base + i1
-            if 32 * i0 + i1 == ESCAPE:
+            residual[r, c], residual[r, c + 1] = base + symbol // 32, base + symbol % 32
+            if symbol == ESCAPE:
                 escapes.append((r, c))
         for r, c in escapes:
             literal = stream.word()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..format.head import ESCAPE, MAX_INDEX, Head, Segment
-from ..format.weight_formats import WeightFormat
+from ...format.head import ESCAPE, MAX_INDEX, Head, Segment
+from ...format.weight_formats import WeightFormat
 
 WINDOW = MAX_INDEX + 1
 # Shares of one slot's expected count from which on a pair may stay in the table.
@@ -26,8 +26,7 @@ def choose_window(counts: np.ndarray) -> int:
     if counts.size <= WINDOW:
         return 0
     inside = np.convolve(counts, np.ones(WINDOW, counts.dtype), mode="valid")
-    # The leftmost best window often starts with empty values; a centred one is as good, but the
-    # leftmost nonzero start keeps ids small and the choice unique.
+    # The first of several that are equally good, so that the choice is unique.
     return int(np.argmax(inside))
 
 
@@ -108,12 +107,7 @@ def slot_table(segment: Segment, scale_bits: int) -> np.ndarray:
 
 
 def runtime_table(head: Head) -> np.ndarray:
-    """Slot tables of all segments as kernels want them: int32 [segments, 8 + 2^scale_bits].
-
-    [0, 0] for a stored matrix.
-    """
-    if head.stored:
-        return np.zeros((0, 0), np.int32)
+    """Slot tables of all segments as kernels want them: int32 [segments, 8 + 2^scale_bits]."""
     out = np.zeros((len(head.segments), TABLE_HEADER + (1 << head.scale_bits)), np.uint32)
     row = tile_row = 0
     for line, s in zip(out, head.segments, strict=True):

@@ -7,34 +7,38 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ..format.errors import UnsupportedFormatError
-from ..format.head import (
+from ...format import scales
+from ...format.head import (
     MAX_INDEX,
     MAX_SCALE_BITS,
     MIN_SCALE_BITS,
-    NO_SCALE,
     PREDICTORS,
-    ROW_SCALE,
-    TENSOR_SCALE,
     Head,
     Segment,
 )
-from ..format.layout import LANES, MAX_TILE_COLS, STREAM_ALIGN, default_tile_cols
-from ..format.weight_formats import WeightFormat, by_dtype
-from .coded import CodedMatrix, write_index
-from .reference import index_len_bits
+from ...format.layout import MAX_TILE_COLS, default_tile_cols
+from ...format.weight_formats import WeightFormat, choose
+from ..coded import CodedMatrix
+from ..stored import head_of
+from .index import len_bits_of, sizes_of, write_index
 from .tables import choose_window, padding_value, plan_segment
 
 
 class EncoderKernels(Protocol):
     """What a backend does; `data` is uint8 [N, K * word bytes] on the CPU."""
 
-    def count_values(self, data, cols: int, format_id: int) -> torch.Tensor: ...
+    def count_values(self, data: torch.Tensor, cols: int, format_id: int) -> torch.Tensor: ...
 
-    def count_pairs(self, data, cols, format_id, tile_cols, predictor, pad_value): ...
+    def count_pairs(
+        self, data: torch.Tensor, cols: int, format_id: int, tile_cols: int, predictor: int,
+        pad_value: int,
+    ) -> torch.Tensor: ...  # fmt: skip
 
-    def encode_tiles(self, data, pairs, freqs, cols, format_id, tile_cols, predictor, pad_value,
-                     window_base, scale_bits): ...  # fmt: skip
+    def encode_tiles(
+        self, data: torch.Tensor, pairs: torch.Tensor, freqs: torch.Tensor, cols: int,
+        format_id: int, tile_cols: int, predictor: int, pad_value: int, window_base: int,
+        scale_bits: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: ...  # fmt: skip
 
 
 def check_options(tile_cols: int | None, scale_bits: int, predictor: str) -> None:
@@ -54,6 +58,7 @@ def encode(
     scale: torch.Tensor | None,
     kernels: EncoderKernels,
     *,
+    format: str | None = None,
     tile_cols: int | None,
     scale_bits: int,
     predictor: str,
@@ -63,10 +68,12 @@ def encode(
     if weight.dim() != 2:
         raise ValueError(f"encode: weight has shape {list(weight.shape)}, a matrix [N, K] is coded")
     check_options(tile_cols, scale_bits, predictor)
-    fmt = by_dtype(weight.dtype)
+    fmt = choose(format, weight.dtype)
     rows, cols = weight.shape
     tile_cols = default_tile_cols(cols, fmt) if tile_cols is None else int(tile_cols)
-    scale_np, scale_kind = _check_scale(fmt, scale, rows)
+    scales.check(fmt, scale, rows)
+    scale_np = None if scale is None else scale.detach().cpu().numpy().copy()
+    scale_kind = scales.kind_of(scale)
     data = _bytes_of(weight, fmt)
     values = kernels.count_values(data, cols, fmt.id)[: 1 << fmt.coded_bits].numpy()
     pad_value = padding_value(values, fmt)
@@ -87,10 +94,8 @@ def encode(
         fmt, rows, cols, tile_cols, scale_bits, p, segment, scale_np, scale_kind, stream, raw,
         lengths.numpy(), weight.device,
     )  # fmt: skip
-    if allow_stored and coded.nbytes >= data.numel() + 64 + (
-        0 if scale is None else scale_np.nbytes
-    ):
-        head = Head(fmt, rows, cols, 0, 0, 0, (), 0, True, scale_np, scale_kind)
+    head = head_of(fmt, rows, cols, scale_np, scale_kind)
+    if allow_stored and coded.nbytes >= data.numel() + len(head.pack()):
         words = data.reshape(-1).clone()  # `data` may be the weight's own memory
         coded = CodedMatrix.build(head, words, b"", np.zeros(0, np.int32), weight.device)
     return coded
@@ -98,21 +103,14 @@ def encode(
 
 def _assemble(fmt, rows, cols, tile_cols, scale_bits, predictor, segment: Segment, scale,
               scale_kind, stream, raw, lengths: np.ndarray, device) -> CodedMatrix:  # fmt: skip
-    len_bits = index_len_bits_of(lengths)
-    sizes = -(-2 * lengths.astype(np.int64).sum(axis=1) // STREAM_ALIGN) * STREAM_ALIGN
-    starts = np.cumsum(sizes) - sizes
-    index = write_index(starts, lengths, np.zeros(len(lengths), np.int64), len_bits)
-    segments = (segment,)
-    head = Head(fmt, rows, cols, tile_cols, scale_bits, len_bits, segments, predictor, False, scale,
-                scale_kind)  # fmt: skip
+    len_bits = len_bits_of(lengths)
+    sizes = sizes_of(lengths)
+    index = write_index(np.cumsum(sizes) - sizes, lengths, np.zeros(len(lengths), int), len_bits)
+    head = Head(
+        fmt, rows, cols, tile_cols, scale_bits, len_bits, (segment,), predictor, scale=scale,
+        scale_kind=scale_kind,
+    )  # fmt: skip
     return CodedMatrix.build(head, stream, raw, index, device)
-
-
-def index_len_bits_of(lengths: np.ndarray) -> int:
-    if not len(lengths):
-        return index_len_bits([])
-    widest = lengths[np.argmax(lengths.max(axis=1) - lengths.min(axis=1))]
-    return index_len_bits([widest.reshape(LANES).tolist()])
 
 
 def window_counts(pair_counts: np.ndarray, fmt: WeightFormat) -> tuple[int, np.ndarray]:
@@ -134,18 +132,3 @@ def _bytes_of(weight: torch.Tensor, fmt: WeightFormat) -> torch.Tensor:
     if not data.numel():
         return torch.empty((data.shape[0], data.shape[1] * fmt.word_bytes), dtype=torch.uint8)
     return data.view(torch.uint8)
-
-
-def _check_scale(fmt: WeightFormat, scale: torch.Tensor | None, rows: int):
-    if scale is None:
-        return None, NO_SCALE
-    if fmt.dtype != torch.int8:
-        raise UnsupportedFormatError(f"encode: {fmt.name} takes no scale, only int8 does")
-    if scale.dtype != torch.float32 or scale.dim() != 1 or scale.numel() not in (1, rows):
-        raise ValueError(
-            f"encode: scale is {scale.dtype} {list(scale.shape)}, not float32 [1] or [{rows}]"
-        )
-    if not torch.isfinite(scale).all():
-        raise ValueError("encode: scale has NaN or infinite values")
-    kind = TENSOR_SCALE if scale.numel() == 1 else ROW_SCALE
-    return scale.detach().cpu().numpy().copy(), kind

@@ -1,0 +1,30 @@
+"""What is switched for all compressed modules of a model at once."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .module import CodedModule
+from .statistics import Statistics
+from .streams import has_bytes
+
+
+def sync_tables(model: nn.Module) -> None:
+    """Rebuilds the tables of all compressed modules that have streams, replaced or not."""
+    for module in model.modules():
+        if isinstance(module, CodedModule) and has_bytes(module.weight_head):
+            module.rebuild()
+
+
+def set_exact(model: nn.Module, exact: bool = True) -> None:
+    """Switches all compressed modules of a model between exact and fused."""
+    for module in model.modules():
+        if isinstance(module, CodedModule):
+            module.exact = exact
+
+
+def set_statistics(model: nn.Module, on: bool = True) -> None:
+    """Gives all compressed modules of a model new counters, or takes them away."""
+    for module in model.modules():
+        if isinstance(module, CodedModule):
+            module.statistics = Statistics() if on else None

@@ -1,0 +1,72 @@
+"""coded.to(coding): the same words in other tensors, deterministically."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import codecllm_ops as ops
+from cases import every_format, random_words, to_tensor, weights
+from codecllm_ops import CodedMatrix
+from codecllm_ops.codec import codings
+from codecllm_ops.format import FORMATS, layout_word
+
+BF16 = FORMATS["bf16"]
+
+
+def test_every_coding_has_a_number_and_a_room():
+    assert codings.NAMES == layout_word.CODINGS
+    assert all(codings.room(name).name == name for name in codings.NAMES)
+
+
+@every_format
+@pytest.mark.parametrize("shape", [(33, 70), (1, 1), (0, 16), (16, 0)], ids=str)
+def test_there_and_back_gives_the_bytes_of_encoding(fmt, shape):
+    w = weights(*shape, fmt)
+    coded = ops.encode(w, allow_stored=False)
+    stored = coded.to("stored")
+    assert (coded.coding, stored.coding) == ("rans", "stored")
+    assert torch.equal(ops.decode(stored.check()).view(torch.uint8), w.view(torch.uint8))
+    assert stored.to("rans") == coded
+
+
+def test_storing_gives_the_bytes_that_encode_stores():
+    w = to_tensor(random_words(33, 64, BF16), BF16)
+    stored = ops.encode(w)
+    assert stored.coding == "stored"
+    assert stored.to("rans").to("stored") == stored
+
+
+@pytest.mark.parametrize("per", ["row", "tensor"])
+def test_scales_come_along(per):
+    q, scale = ops.quantize_int8(weights(33, 70, BF16), per)
+    coded = ops.encode(q, scale=scale, allow_stored=False)
+    stored = coded.to("stored").check()
+    assert torch.equal(ops.decode(stored, torch.float32), ops.decode(coded, torch.float32))
+    assert stored.to("rans") == coded
+
+
+def test_several_segments_become_one():
+    parts = [ops.encode(weights(16, 32, BF16, seed), allow_stored=False) for seed in (0, 1)]
+    joined = CodedMatrix.concat_rows(parts)
+    w = ops.decode(joined)
+    assert joined.to("stored").to("rans") == ops.encode(w, allow_stored=False)
+
+
+def test_options_are_those_of_the_coding():
+    stored = ops.encode(weights(33, 64, BF16), allow_stored=False).to("stored")
+    assert stored.to("rans", tile_cols=32).info.tile_cols == 32
+    with pytest.raises(TypeError):
+        stored.to("rans").to("stored", tile_cols=32)
+    with pytest.raises(ValueError, match="belong to a coding"):
+        stored.to("cpu", tile_cols=32)
+
+
+def test_nothing_to_do_gives_the_matrix_itself():
+    coded = ops.encode(weights(33, 64, BF16), allow_stored=False)
+    assert coded.to("rans") is coded
+
+
+def test_a_matrix_stays_prepared():
+    coded = ops.encode(weights(33, 64, BF16), allow_stored=False)
+    assert coded.prepared and coded.to("stored").prepared
