@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -65,9 +67,21 @@ def test_decompressed_it_is_the_plain_model_again(model, tmp_path):
     assert torch.equal(logits(loaded), expected)
 
 
-def test_a_copy_is_compressed_too(model):
-    import copy
+@pytest.mark.parametrize("loaded", [False, True])
+def test_decompressed_it_can_be_resized(model, tmp_path, loaded):
+    """Tied again by transformers, which knows nothing of streams any more."""
+    codecllm.compress_model_weights(model)
+    if loaded:
+        model.save_pretrained(tmp_path / "saved")
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    codecllm.decompress_model(model)
+    model.resize_token_embeddings(160)
+    tied = model.config.tie_word_embeddings
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
+    assert logits(model).shape[-1] == 160
 
+
+def test_a_copy_is_compressed_too(model):
     expected = logits(model)
     codecllm.compress_model_weights(model, exact=True)
     assert torch.equal(logits(copy.deepcopy(model)), expected)

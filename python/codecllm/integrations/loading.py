@@ -63,12 +63,13 @@ def load_compressed_model(
         config = kwargs.pop("config", None) or AutoConfig.from_pretrained(folder, **options)
         cls = model_class(config)
         if mode == "disk" and not cls.__name__.startswith("Auto"):
-            return _decoded(cls, config, source, kwargs).to(device)
-    model = cls.from_pretrained(folder, config=config, **kwargs)
-    if torch.device(device).type != "cpu":
+            model = _decoded(cls, config, source, kwargs)
+        else:
+            model = cls.from_pretrained(folder, config=config, **kwargs)
+            if mode == "disk":  # the model's code is in the folder: only the Auto class finds it
+                decompress_model(model)
+    if torch.device(device).type != "cpu":  # else it stays where a device_map has put it
         model.to(device)
-    if mode == "disk":
-        return decompress_model(model)
     set_exact(model, exact)
     return model
 
