@@ -80,6 +80,30 @@ def test_without_architectures_the_configuration_decides(packed):
 
 
 @pytest.mark.parametrize("mode", ["fused", "disk"])
+def test_a_class_whose_code_is_in_the_folder(tmp_path, monkeypatch, mode):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    build().save_pretrained(tmp_path / "src")
+    (tmp_path / "src" / "modeling_own.py").write_text(
+        "from transformers import LlamaForCausalLM\n\n\n"
+        "class OwnForCausalLM(LlamaForCausalLM):\n    pass\n"
+    )
+    path = tmp_path / "src" / "config.json"
+    own = {
+        "architectures": ["OwnForCausalLM"],
+        "auto_map": {"AutoModelForCausalLM": "modeling_own.OwnForCausalLM"},
+    }
+    path.write_text(json.dumps({**json.loads(path.read_text()), **own}))
+    report = codecllm.compress_checkpoint(tmp_path / "src", tmp_path / "dst")
+    assert report.extra["memory_unknown"] == "transformers has no OwnForCausalLM"
+    loaded = codecllm.load_compressed_model(
+        tmp_path / "dst", mode, exact=True, trust_remote_code=True
+    )
+    assert type(loaded).__name__ == "OwnForCausalLM"
+    assert (coded_modules(loaded) > 0) == (mode == "fused")
+    assert torch.equal(logits(loaded.eval()), logits(build()))
+
+
+@pytest.mark.parametrize("mode", ["fused", "disk"])
 def test_a_repository_of_the_hub(packed, monkeypatch, mode):
     asked = []
 
