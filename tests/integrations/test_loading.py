@@ -204,6 +204,19 @@ def test_folders_of_before_the_hint_load(packed):
     assert coded_modules(transformers.AutoModelForCausalLM.from_pretrained(packed)) > 0
 
 
+def test_coded_experts_are_refused_and_not_drawn_at_random(tmp_path, monkeypatch):
+    """A folder of somebody who had no transformers, and experts with names that we do not know."""
+    with monkeypatch.context() as patch:
+        patch.setattr("codecllm.model.checkpoint._NOT_OURS", ())
+        patch.setattr("codecllm.model.skeleton.skeleton_builders", [])
+        model = build("mixtral", num_local_experts=2, num_key_value_heads=4)
+        packed = compress(model, tmp_path)
+    with pytest.raises(ValueError, match=r"merged with others.* with --skip '.*experts"):
+        codecllm.load_compressed_model(packed)
+    dense = codecllm.load_compressed_model(packed, mode="disk")
+    assert torch.equal(logits(dense.eval()), logits(model))
+
+
 @pytest.fixture
 def fp8(tmp_path):
     """A checkpoint as DeepSeek's: fp8 weights in blocks of 128 x 128, a scale for each beside."""

@@ -7,7 +7,9 @@ READ ME FIRST
    transformers ties all four streams.
 3. A module that cannot hold streams (nn.obstacle) is loaded as streams and decoded afterwards:
    small on disk, dense in memory.
-4. transformers moves non-persistent buffers after loading, without their values: tables are built
+4. config.json names a file that does not exist (config_file.HINT), for loaders without codecllm;
+   the quantizer takes that away before transformers looks for the file.
+5. transformers moves non-persistent buffers after loading, without their values: tables are built
    in the step after that, from heads that were read before.
 """
 
@@ -145,7 +147,12 @@ class CodecllmQuantizer(HfQuantizer):
             key, converted = key_of(name)
             module_name = key.rpartition(".")[0]
             module = modules.get(module_name)
-            if converted or module is None:
+            if converted:
+                raise ValueError(
+                    f"{where}: merged with others into one weight while loading; compress again "
+                    f"with --skip '{name}'"
+                )
+            if module is None:
                 continue  # transformers lists it among the unexpected keys
             self._put(model, module_name, module, info, where)
             self._heads[module_name] = info, where
@@ -324,8 +331,9 @@ def key_finder(model: Any) -> Callable[[str], tuple[str, bool]]:
     prefix = model.base_model_prefix
 
     def find(key: str) -> tuple[str, bool]:
-        if rename_source_key(key, renamings, converters)[1] is not None:
-            return rename_source_key(key, renamings, converters)[0], True
+        target, source = rename_source_key(key, renamings, converters)[:2]
+        if source is not None:
+            return target, True
         key = rename_source_key(key, renamings, [])[0]
         module = key.rpartition(".")[0]
         if module in names:
