@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from torch.library import register_vmap
 
 from ..codec.operand import Operand
+from .calls import gradients
 from .schema import LIBRARY
 
 # Arguments of decode_linear: keyset (Autograd kernels only), x, the operand, bias.
@@ -51,12 +52,8 @@ class _DifferentiableLinear(torch.autograd.function._SingleLevelFunction):
 
     @staticmethod
     def backward(ctx, grad):
-        grad_x = grad_bias = None
-        if ctx.needs_input_grad[1]:
-            coded = Operand(*ctx.saved_tensors, *ctx.shape)
-            grad_x = grad @ torch.ops.codecllm.decode(*coded, dtype=grad.dtype)
-        if ctx.needs_input_grad[1 + _BIAS]:
-            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
+        needs = ctx.needs_input_grad
+        grad_x, grad_bias = gradients(ctx, grad, needs[1], needs[1 + _BIAS])
         return None, grad_x, *[None] * len(Operand._fields), grad_bias
 
     @staticmethod

@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 
 from ..codec.operand import Operand
 from ..format.errors import CorruptStreamError
+from . import schema  # noqa: F401  (ops must exist)
 
 _linear = torch.ops.codecllm.decode_linear.default
 _rows = torch.ops.codecllm.decode_rows.default
@@ -65,6 +66,17 @@ def typed(error: RuntimeError) -> Exception:
     return error
 
 
+def gradients(ctx, grad: torch.Tensor, of_x: bool, of_bias: bool) -> tuple:
+    """Of x and of bias, from what a forward has saved: the weight is decoded again."""
+    grad_x = grad_bias = None
+    if of_x:
+        coded = Operand(*ctx.saved_tensors, *ctx.shape)
+        grad_x = grad @ torch.ops.codecllm.decode(*coded, dtype=grad.dtype)
+    if of_bias:
+        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
+    return grad_x, grad_bias
+
+
 class _Linear(torch.autograd.Function):
     """The derivative of decode_linear, without torch.func (autograd.py has it with)."""
 
@@ -78,10 +90,4 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
-        grad_x = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            coded = Operand(*ctx.saved_tensors, *ctx.shape)
-            grad_x = grad @ torch.ops.codecllm.decode(*coded, dtype=grad.dtype)
-        if ctx.needs_input_grad[1]:
-            grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0)
-        return grad_x, grad_bias, None
+        return *gradients(ctx, grad, *ctx.needs_input_grad[:2]), None

@@ -162,13 +162,13 @@ inline void dot(const TilePlace& tile, const uint32_t* pairs, const uint32_t* lo
 
 // Adds the lanes of each row, applies scale and bias, writes out[m, rows of the tile].
 inline void finish(const TilePlace& tile, const float* sums, const LinearArgs& args) {
-  for (int64_t m = 0; m < args.m; ++m)
+  for (int64_t x_row = 0; x_row < args.m; ++x_row)
     for (int row = 0; row < tile.rows; ++row) {
-      const float* lanes = sums + (row / 8 * args.m + m) * kLanes + row % 8 * 4;
+      const float* lanes = sums + (row / 8 * args.m + x_row) * kLanes + row % 8 * 4;
       const int64_t n = tile.out_row + row;
       float value = args.scale.apply((lanes[0] + lanes[1]) + (lanes[2] + lanes[3]), n);
       if (args.bias) value += load_float(args.bias, args.dtype, n);
-      store_float(args.out, args.dtype, m * args.n + n, value);
+      store_float(args.out, args.dtype, x_row * args.n + n, value);
     }
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import weakref
 
 import pytest
 import torch
@@ -117,23 +118,35 @@ def users(t):
 @pytest.mark.parametrize("move", MOVES)
 def test_memory_of_moved_streams_is_free(move):
     module = CompressedLinear(nn.Linear(64, 48))
-    module(X)
-    move(module)  # to where it computes
-    module(X)
-    there = [s.data for s in module.streams[:2]]
-    alone = users(there[0].clone())
-    move(module)  # back: nothing may hold what was there
-    assert [users(t) for t in there] == [alone, alone]
+    for _ in range(3):  # as loaded, then here and there
+        module(X)
+        before = [s.data for s in module.streams[:2]]
+        alone = users(before[0].clone())
+        move(module)
+        module(X)
+        assert [users(t) for t in before] == [alone, alone]
 
 
-def test_asking_for_the_weight_keeps_no_memory():
+def test_the_index_may_move_alone():
     module = CompressedLinear(nn.Linear(64, 48))
-    by_data(module)
-    module.weight + 0
-    there = module.streams[1].data
-    alone = users(there.clone())
-    by_data(module)
-    assert users(there) == alone
+    expected = module(X)
+    before = module.weight_index.data
+    module.weight_index.data = before.clone()
+    before.zero_()
+    assert torch.equal(module(X), expected)
+
+
+def test_asking_for_the_weight_keeps_no_streams():
+    module = CompressedLinear(nn.Linear(64, 48))
+    by_parameters(module)
+    gc.disable()
+    try:
+        module.weight + 0
+        streams = [weakref.ref(s) for s in module.streams]
+        by_parameters(module)
+        assert not any(s() for s in streams)
+    finally:
+        gc.enable()
 
 
 def test_compressing_in_inference_mode_leaves_gradients_possible():

@@ -221,6 +221,13 @@ def test_what_does_not_fit_is_refused():
         module.weight = CompressedLinear(nn.Linear(48, 64)).weight
 
 
+def test_made_a_stream_it_is_the_first():
+    """accelerate makes a Parameter of the old one's class from `module.weight.to(device)`."""
+    module = CompressedLinear(linear())
+    stream = type(module.streams[0])(module.weight.to("cpu"), requires_grad=False)
+    assert stream.data_ptr() == module.streams[0].data_ptr() and stream.dtype == torch.uint8
+
+
 def test_on_meta_it_is_the_parameter():
     module = CompressedLinear(linear())
     size = module.streams[0].shape
