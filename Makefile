@@ -1,4 +1,4 @@
-# make demo | test | lint | fuzz | bench | venv | clean
+# make demo | test | test-architectures | lint | fuzz | bench | venv | clean
 #
 # Variables:
 #   PYTHON   interpreter (>= 3.10) that the environment is made from
@@ -52,7 +52,7 @@ OLD_TRITON := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' '-')),$(VENV
 BUILD_INPUTS := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 CXX_FILES     = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint lint-python lint-cpp fuzz bench venv build clean
+.PHONY: demo test test-architectures lint lint-python lint-cpp fuzz bench venv build clean
 
 demo: $(VENV)/.build
 	$(BIN)/python examples/demo/demo.py $(ARGS)
@@ -65,6 +65,10 @@ test: $(VENV)/.test-deps $(VENV)/.build $(OLD_TRITON) lint-python
 	$(if $(OLD_TRITON),PYTHONPATH=$(OLD_TRITON) $(BIN)/python -m pytest -q -n auto tests/triton_kernels)
 	$(if $(OLD_TRITON),PYTHONPATH=$(OLD_TRITON) TRITON_INTERPRET=1 \
 	  $(BIN)/python -m pytest -q -n auto tests/triton_kernels)
+
+# Every model of the table, in memory and from folders: a part of `make test`, alone.
+test-architectures: $(VENV)/.test-deps $(VENV)/.build
+	$(BIN)/python -m pytest -q -n auto tests/architectures $(ARGS)
 
 lint: lint-python lint-cpp
 

@@ -36,7 +36,7 @@ _HOMES = {
         "estimate_checkpoint",
         "verify_checkpoint",
     ),
-    "codecllm.integrations.transformers": ("load_compressed_model",),
+    "codecllm.integrations.loading": ("load_compressed_model",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     # ruff: noqa: F401
     from codecllm_ops.format import CorruptStreamError, UnsupportedFormatError
 
-    from .integrations.transformers import load_compressed_model
+    from .integrations.loading import load_compressed_model
     from .model.compress import compress_model_weights, decompress_model
     from .model.compress_folder import compress_checkpoint
     from .model.decompress_folder import decompress_checkpoint

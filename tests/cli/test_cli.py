@@ -18,8 +18,9 @@ def test_the_whole_way(folder, tmp_path):
     assert "bits/weight" in run("estimate", folder).stdout
     done = run("compress", folder, dst, "--jobs", "2")
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(done.stdout.splitlines()) == 1
-    assert " MiB (" in done.stdout and " bits/weight, " in done.stdout
+    sizes, memory = done.stdout.splitlines()
+    assert " MiB (" in sizes and " bits/weight, " in sizes
+    assert memory == "in memory: not known, config.json names no architectures"
     compared = run("verify", folder, dst).stdout
     assert compared.startswith("10 tensors compared, 7 of them coded, ")
     assert "equal bit by bit" in compared
@@ -57,6 +58,23 @@ def test_a_mismatch_is_exit_code_1(folder, tmp_path):
     assert json.loads(run("verify", folder, tmp_path / "dst", "--json").stdout)["ok"] is False
 
 
+def test_int8_is_not_called_equal(folder, tmp_path):
+    run("compress", folder, tmp_path / "dst", "--format", "int8")
+    said = run("verify", folder, tmp_path / "dst").stdout
+    assert "7 are int8: integers and scales are those that the source rounds to; all others" in said
+
+
+def test_what_stays_dense_is_said(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=512, n_embd=64, n_layer=1, n_head=4)
+    transformers.GPT2LMHeadModel(config).to(torch.bfloat16).save_pretrained(tmp_path / "src")
+    for command in (("estimate",), ("compress", tmp_path / "dst")):
+        done = run(command[0], tmp_path / "src", *command[1:])
+        _, *dense, memory = done.stdout.splitlines()
+        assert "dense: 4 matrices, 0.094 MiB: Conv1D, not nn.Linear" in dense
+        assert memory.startswith("in memory 0.") and "dense: 0.125 a position or type" in memory
+
+
 def test_generate_prints_only_new_text(tmp_path):
     transformers = pytest.importorskip("transformers")
     tokenizers = pytest.importorskip("tokenizers")
@@ -83,3 +101,11 @@ def test_generate_prints_only_new_text(tmp_path):
     assert exact["tokens"] == dense["tokens"] and len(exact["tokens"][0]) == 6
     assert "w3 w5" not in exact["texts"][0]
     assert exact["weight_bytes"] > 0 and exact["tokens_per_second"] > 0
+    assert exact["chat"] is False
+    # A chat model gets a message, and is told so: a sentence to go on with needs --no-chat.
+    fast.chat_template = "{% for m in messages %}w9 {{ m['content'] }} w9{% endfor %}"
+    fast.save_pretrained(tmp_path / "dst")
+    asked = run("generate", tmp_path / "dst", *common[:-1])
+    assert asked.stderr.splitlines()[-1].startswith("prompts went in as messages of a chat; --no-")
+    told = json.loads(run("generate", tmp_path / "dst", "--exact", "--no-chat", *common).stdout)
+    assert told["tokens"] == dense["tokens"] and told["chat"] is False

@@ -12,6 +12,7 @@ from torch import nn
 
 import codecllm
 from codecllm.nn import CodedModule, CompressedEmbedding, CompressedLinear
+from codecllm_ops.format import Head
 
 
 def test_every_layer_keeps_its_own_weights(tied):
@@ -38,8 +39,9 @@ def test_tied_weights_share_their_streams_and_count_once(tied):
     assert isinstance(tied.embed, CompressedEmbedding) and isinstance(tied.head, CompressedLinear)
     for name in codecllm.nn.STREAM_NAMES:
         assert getattr(tied.embed, name) is getattr(tied.head, name)
-    assert [x.status for x in report.layers] == ["coded", "tied", "coded", "coded"]
-    assert report.dense_bytes == 2 * (96 * 64 + 2 * 64 * 64)
+    statuses = [x.status for x in report.layers]
+    assert statuses == ["coded", "tied", "coded", "coded", "other", "other"]
+    assert report.dense_bytes == 2 * (96 * 64 + 2 * 64 * 64 + 2 * 64)
     tied.half()
     assert tied.embed.weight is tied.head.weight
 
@@ -90,10 +92,11 @@ def test_report_adds_up_and_survives_json(tied):
     report = codecllm.compress_model_weights(tied)
     data = json.loads(report.to_json())
     coded = [x for x in data["layers"] if x["status"] == "coded"]
-    assert data["coded_bytes"] == sum(x["coded_bytes"] for x in coded)
-    held = {p.data_ptr(): p.nbytes for n, p in tied.named_parameters() if "bias" not in n}
+    biases = [x for x in data["layers"] if x["status"] == "other"]
+    assert data["coded_bytes"] == sum(x["coded_bytes"] for x in coded + biases)
+    held = {p.data_ptr(): p.nbytes for p in tied.parameters()}
     assert sum(held.values()) == report.coded_bytes
-    assert codecllm.CompressionReport.from_dict(data).layers == report.layers
+    assert codecllm.CompressionReport.from_dict(data) == report
     assert "bits/weight" in report.line()
 
 
@@ -115,6 +118,44 @@ def test_nothing_to_compress_says_why(tied):
     codecllm.compress_model_weights(tied)
     with pytest.raises(ValueError, match="compressed already"):
         codecllm.compress_model_weights(tied)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(nn.Linear(64, 64), "CompressedLinear"), (nn.Embedding(64, 64), "CompressedEmbedding")],
+)
+def test_a_model_that_is_one_module_is_told_what_to_use(module, name):
+    with pytest.raises(ValueError, match=rf"use codecllm\.{name}\(module\)"):
+        codecllm.compress_model_weights(module)
+    with pytest.raises(ValueError, match="is compressed already"):
+        codecllm.compress_model_weights(getattr(codecllm, name)(module))
+
+
+def test_the_report_says_what_stays_dense_and_what_memory_it_takes():
+    model = nn.ModuleDict({"a": nn.Linear(512, 512), "b": nn.Linear(512, 512)})
+    model["c"] = nn.Conv1d(512, 512, 1)
+    report = codecllm.compress_model_weights(
+        model.to(torch.bfloat16), should_compress=codecllm.by_regex(exclude="^b$")
+    )
+    matrix = 2 * 512 * 512
+    assert report.dense_bytes == report.memory.plain_bytes == 3 * (matrix + 2 * 512)
+    assert list(report.memory.dense) == ["should_compress said no", "Conv1d", "biases"]
+    assert report.memory.dense["Conv1d"] == matrix
+    assert matrix * 2.6 < report.memory.bytes < matrix * 2.8
+    dense, memory = report.lines()[1:]
+    assert dense == "dense: 1 matrix, 0.500 MiB: should_compress said no"
+    assert memory.endswith("; dense: 0.500 should_compress said no, 0.500 Conv1d")
+
+
+def test_what_inference_mode_compressed_can_be_trained_through(tied, ids):
+    with torch.inference_mode():
+        codecllm.compress_model_weights(tied)
+    tied(ids).float().sum().backward()
+    assert tied.blocks[0]["q_proj"].bias.grad.abs().sum() > 0
+    with torch.inference_mode():
+        codecllm.decompress_model(tied)
+    tied(ids).float().sum().backward()
+    assert not tied.head.weight.is_inference()
 
 
 class Scaled(nn.Embedding):
@@ -168,6 +209,26 @@ def test_save_file_and_load_file(tied, ids, tmp_path, meta):
     codecllm.set_exact(fresh)
     assert torch.equal(fresh(ids), expected)
     assert fresh.head.weight is fresh.embed.weight
+
+
+def test_load_file_parses_a_head_once(tied, tmp_path, monkeypatch):
+    codecllm.compress_model_weights(tied)
+    codecllm.save_file(tied, tmp_path / "m.safetensors")
+    real, parsed = Head.parse, []
+    monkeypatch.setattr(Head, "parse", lambda data: parsed.append(1) or real(data))
+    codecllm.load_file(type(tied)(), tmp_path / "m.safetensors")
+    assert len(parsed) == 3  # the tied weight and two layers
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_load_file_gives_the_weights_the_dtype_of_the_model(tied, ids, tmp_path, dtype):
+    codecllm.compress_model_weights(tied)
+    codecllm.save_file(tied, tmp_path / "m.safetensors")
+    loaded = codecllm.load_file(type(tied)(dtype), tmp_path / "m.safetensors")
+    codecllm.decompress_model(loaded.to(dtype))
+    assert {p.dtype for p in loaded.parameters()} == {dtype}
+    codecllm.decompress_model(tied)
+    assert torch.equal(loaded(ids), tied.to(dtype)(ids))
 
 
 def test_load_file_refuses_another_architecture(tied, tmp_path):

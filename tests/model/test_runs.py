@@ -166,7 +166,7 @@ def test_a_run_publishes_only_what_it_wrote_or_finished(make_checkpoint, tmp_pat
     (partial / "old_folder").mkdir()
     (partial / ".hidden").write_text("stale")
     codecllm.compress_checkpoint(src, dst, resume=True)
-    assert names(dst) == sorted([*names(src), "codecllm_report.json"])
+    assert names(dst) == sorted([*names(src), "README.md", "codecllm_report.json"])
 
 
 def test_decompress_publishes_only_what_it_wrote(packed, tmp_path):

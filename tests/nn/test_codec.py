@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import codecllm
+import codecllm_ops
 
 LOSSLESS = [
     torch.bfloat16,
@@ -67,3 +68,9 @@ def test_options_are_checked_when_the_codec_is_made(option):
 
 def test_info_names_the_backend():
     assert codecllm.load_codec().info()["cpu"]
+
+
+def test_a_backend_is_a_demand_wherever_it_is_said():
+    for make in (codecllm.Codec, codecllm.load_codec):
+        with pytest.raises(codecllm_ops.BackendUnavailableError, match="'nonsense' does not run"):
+            make(backend="nonsense")

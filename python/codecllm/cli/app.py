@@ -136,6 +136,11 @@ def _print_verdict(result: VerifyResult, compared: bool) -> None:
     if compared:
         checked = f"{result.tensors} tensors compared, {result.coded} of them coded"
     verdict = "equal bit by bit" if compared else "checksums match, all decode"
+    if compared and result.rounded:
+        verdict = (
+            f"{result.rounded} are int8: integers and scales are those that the source rounds to; "
+            "all others equal bit by bit"
+        )
     if not result.ok:
         verdict = f"{len(result.mismatches)} differ or are in one folder only"
     print(f"{checked}, {result.dense_bytes / 2**20:.1f} MiB: {verdict}, {result.seconds:.1f} s")
@@ -171,7 +176,7 @@ def info(src: Src, as_json: Json = False) -> None:
 
 @app.command()
 def generate(
-    src: Annotated[Path, typer.Argument(help="Folder, compressed or not.")],
+    src: Annotated[Path, typer.Argument(help="Folder or hub repository, compressed or not.")],
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="May be repeated.")],
     max_new_tokens: Annotated[int, typer.Option(help="Per prompt.")] = 48,
     mode: Annotated[str, typer.Option(help="fused or disk.")] = "fused",
@@ -203,6 +208,10 @@ def generate(
         f"peak memory {result.peak_rss_bytes / 2**20:.0f} MiB",
         file=sys.stderr,
     )
+    if result.chat:
+        print(
+            "prompts went in as messages of a chat; --no-chat continues their text", file=sys.stderr
+        )
 
 
 @app.command()
@@ -215,7 +224,7 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _print(report: CompressionReport, as_json: bool) -> None:
-    print(report.to_json() if as_json else report.line())
+    print(report.to_json() if as_json else "\n".join(report.lines()))
 
 
 def run(arguments: list[str]) -> int:

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..model.checkpoint import Checkpoint
-from .transformers import load_compressed_model
+from .loading import load_compressed_model, local_folder
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Generation:
         peak_rss_bytes: of this process since it began; mapped pages of the checkpoint included.
         loaded_rss_bytes: of this process when the model was ready.
         seconds: time in generate() over all prompts, prefill included.
+        chat: whether the prompts went through a chat template, as messages of a user.
     """
 
     texts: tuple[str, ...]
@@ -35,6 +36,7 @@ class Generation:
     loaded_rss_bytes: int
     peak_rss_bytes: int
     load_seconds: float
+    chat: bool
 
     @property
     def tokens_per_second(self) -> float:
@@ -65,6 +67,7 @@ def generate_text(
     """
     require_device(device)
     start = time.perf_counter()
+    path = local_folder(path)
     with Checkpoint(path) as source:
         is_coded = bool(source.coded_names())
     if is_coded:
@@ -72,6 +75,7 @@ def generate_text(
     else:
         model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").to(device)
     tokenizer = AutoTokenizer.from_pretrained(path)
+    chat = chat and bool(getattr(tokenizer, "chat_template", None))
     loaded = time.perf_counter() - start
     loaded_rss = _status_bytes("VmRSS")
     batches = [_encode(tokenizer, prompt, chat).to(device) for prompt in prompts]
@@ -82,9 +86,8 @@ def generate_text(
         seconds = time.perf_counter() - start
     tokens = tuple(tuple(out.tolist()) for out in outputs)
     texts = tuple(tokenizer.decode(t, skip_special_tokens=True) for t in tokens)
-    return Generation(
-        texts, tokens, seconds, weight_bytes(model), loaded_rss, _status_bytes("VmHWM"), loaded
-    )
+    held, peak = weight_bytes(model), _status_bytes("VmHWM")
+    return Generation(texts, tokens, seconds, held, loaded_rss, peak, loaded, chat)
 
 
 def require_device(name: str) -> None:
@@ -101,7 +104,7 @@ def require_device(name: str) -> None:
 
 
 def _encode(tokenizer: Any, prompt: str, chat: bool) -> torch.Tensor:
-    if chat and getattr(tokenizer, "chat_template", None):
+    if chat:
         messages = [{"role": "user", "content": prompt}]
         prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids

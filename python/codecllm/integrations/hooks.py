@@ -10,16 +10,26 @@ import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import json
 import sys
 import types
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..model.plugins import skeleton_builders
+
+if TYPE_CHECKING:
+    from ..model.skeleton import Skeleton
 
 _AWAITED = "transformers.quantizers.auto"
 
 
 def register_transformers() -> None:
     """Makes transformers load folders with quant_method "codecllm". Never raises."""
+    if _skeleton not in skeleton_builders:
+        skeleton_builders.append(_skeleton)
     if _AWAITED in sys.modules:
         _register()
     elif not any(isinstance(f, _AfterImport) for f in sys.meta_path):
@@ -35,6 +45,17 @@ def _register() -> None:
             f"{type(error).__name__}: {error}",
             stacklevel=2,
         )
+
+
+def _skeleton(folder: Path) -> Skeleton:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ValueError("the folder has no config.json")
+    if not json.loads(config.read_text(encoding="utf-8")).get("architectures"):
+        raise ValueError("config.json names no architectures")
+    if importlib.util.find_spec("transformers") is None:
+        raise ValueError("transformers is not installed")
+    return importlib.import_module("codecllm.integrations.skeleton").build(folder)
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

@@ -7,18 +7,23 @@ READ ME FIRST
    transformers ties all four streams.
 3. A module that cannot hold streams (nn.obstacle) is loaded as streams and decoded afterwards:
    small on disk, dense in memory.
-4. transformers moves non-persistent buffers after loading, without their values: tables are built
+4. config.json names a file that does not exist (config_file.HINT), for loaders without codecllm;
+   the quantizer takes that away before transformers looks for the file.
+5. transformers moves non-persistent buffers after loading, without their values: tables are built
    in the step after that, from heads that were read before.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.quantizers import auto
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -26,13 +31,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from codecllm_ops.format import CorruptStreamError, UnsupportedFormatError
 from codecllm_ops.format.head import Head
 
-from ..model.checkpoint import QUANT_METHOD, VERSION, Checkpoint
-from ..model.compress import (
-    computing_dtype,
-    decompress_model,
-    decompress_modules,
-    rescaled_by_model,
-)
+from ..model.checkpoint import Checkpoint
+from ..model.compress import decompress_model, decompress_modules
+from ..model.config_file import FILE_FIELD, HINT, QUANT_METHOD, VERSION
+from ..model.plugins import after_compressing
+from ..model.select import kept_dense
 from ..nn import (
     STREAM_DTYPES,
     STREAM_NAMES,
@@ -40,7 +43,6 @@ from ..nn import (
     coded_form,
     count_weights,
     obstacle,
-    set_exact,
 )
 
 
@@ -51,7 +53,9 @@ class CodecllmConfig(QuantizationConfigMixin):
     Attributes:
         version: of the layout of the folder.
         modules_to_not_convert: modules that stayed dense; for information.
-        dequantize: decode once while loading and go on with the plain model.
+        dequantize: decode once while loading and go on with the plain model. Also counts where it
+            is given to from_pretrained beside a compressed folder.
+        original: fields of the original config.json that had to make room.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class CodecllmConfig(QuantizationConfigMixin):
         version: int = VERSION,
         modules_to_not_convert: list[str] | None = None,
         dequantize: bool = False,
+        original: dict[str, Any] | None = None,
         **ignored: Any,
     ) -> None:
         if not (isinstance(version, int) and version <= VERSION):
@@ -71,6 +76,11 @@ class CodecllmConfig(QuantizationConfigMixin):
         self.version = version
         self.modules_to_not_convert = modules_to_not_convert
         self.dequantize = dequantize
+        self.original = original or {}
+
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """Options of from_pretrained(quantization_config=...) that count beside a folder's own."""
+        return {"dequantize": True} if self.dequantize else {}
 
 
 @register_quantizer(QUANT_METHOD)
@@ -85,6 +95,15 @@ class CodecllmQuantizer(HfQuantizer):
         self._heads: dict[str, tuple[Head, str]] = {}  # by module: head, "file: tensor"
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        quantized = self.quantization_config.original.get("quantization_config")
+        if quantized:
+            method = quantized.get("quant_method")
+            raise ValueError(
+                f"the original is quantized with {method}, whose modules cannot multiply with "
+                "coded weights: decode them while loading, with "
+                'codecllm.load_compressed_model(folder, mode="disk"), or write the original again, '
+                "with `codecllm decompress`"
+            )
         if not self.pre_quantized:
             raise ValueError(
                 "compressing while loading is not supported; run `codecllm compress SRC DST` once "
@@ -121,12 +140,18 @@ class CodecllmQuantizer(HfQuantizer):
         self._tie_streams(model)
 
     def _replace(self, model: Any, source: Checkpoint) -> None:
-        rename = _renamer(model)
+        key_of = key_finder(model)
         modules = dict(model.named_modules())
         for name in source.coded_names():
             info, where = source.checked_head(name), f"{source.where[name].path}: {name}"
-            module_name = rename(name).rpartition(".")[0]
+            key, converted = key_of(name)
+            module_name = key.rpartition(".")[0]
             module = modules.get(module_name)
+            if converted:
+                raise ValueError(
+                    f"{where}: merged with others into one weight while loading; compress again "
+                    f"with --skip '{name}'"
+                )
             if module is None:
                 continue  # transformers lists it among the unexpected keys
             self._put(model, module_name, module, info, where)
@@ -136,7 +161,7 @@ class CodecllmQuantizer(HfQuantizer):
         reason = obstacle(module)
         if not isinstance(module, nn.Linear | nn.Embedding):
             raise ValueError(f"{where}: {reason}; compress again with --skip '{name}'")
-        if reason is not None or rescaled_by_model(model, name):
+        if reason is not None or kept_dense(model, name):
             self._dense.add(name)
         shape = tuple(module.weight.shape)
         if (info.rows, info.cols) != shape:
@@ -148,8 +173,7 @@ class CodecllmQuantizer(HfQuantizer):
             part: torch.empty(size, dtype=dtype, device="meta")
             for (part, dtype), size in zip(STREAM_DTYPES.items(), sizes, strict=True)
         }
-        dtype = computing_dtype(model, name, module.weight.dtype)
-        new = coded_form(module, streams, dtype)
+        new = coded_form(module, streams, loaded_dtype(model, f"{name}.weight", module.weight))
         if type(module) not in (nn.Linear, nn.Embedding):
             # Its class may have buffers that _init_weights fills (Gemma's embed_scale).
             new._is_hf_initialized = False
@@ -209,10 +233,23 @@ class CodecllmQuantizer(HfQuantizer):
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         return decompress_model(model)
 
-    def update_tp_plan(self, config: Any) -> Any:  # transformers up to 5.17
+    # Between reading the configuration and looking for its files, transformers up to 5.20 asks the
+    # first of these and since 5.19 the second.
+
+    def update_tp_plan(self, config: Any) -> Any:
+        return self._without_hint(config)
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        return self._without_hint(config)
+
+    def _without_hint(self, config: Any) -> Any:
+        if getattr(config, FILE_FIELD, None) == HINT:
+            delattr(config, FILE_FIELD)
+            if named := self.quantization_config.original.get(FILE_FIELD):
+                setattr(config, FILE_FIELD, named)
         return config
 
-    def update_parallel_plan(self, model: Any, plan: Any) -> None:  # since then
+    def update_parallel_plan(self, model: Any, plan: Any) -> None:
         return None
 
     def is_serializable(self, safe_serialization: bool | None = None) -> bool:
@@ -230,6 +267,48 @@ class CodecllmQuantizer(HfQuantizer):
         return True
 
 
+def loaded_dtype(model: Any, name: str, tensor: torch.Tensor) -> torch.dtype:
+    """What loading makes of a floating tensor: the model may keep some in float32 (T5's `wo`)."""
+    plan = getattr(model, "_get_dtype_plan", lambda dtype: {})(tensor.dtype)
+    for pattern, dtype in plan.items():
+        if re.search(pattern.replace("*", ".*"), name):
+            return dtype
+    return tensor.dtype
+
+
+def attach(model: nn.Module) -> None:
+    """Tells transformers that a model in memory is compressed now, as if it had been loaded so.
+
+    save_pretrained then writes a folder that loads again, and Trainer wants an adapter.
+    """
+    from transformers import PreTrainedModel  # its module is what is importing this one
+
+    if not isinstance(model, PreTrainedModel):
+        return
+    dense = sorted(
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear | nn.Embedding) and not isinstance(m, CodedModule)
+    )
+    config = CodecllmConfig(modules_to_not_convert=dense or None)
+    model.config.quantization_config = config
+    model.hf_quantizer = CodecllmQuantizer(config, pre_quantized=True)
+    model.is_quantized, model.quantization_method = True, QUANT_METHOD
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    for target, source in list(tied.items()):
+        names = [n.removesuffix(".weight") for n in (target, source)]
+        if all(isinstance(_submodule(model, n), CodedModule) for n in names):
+            for part in STREAM_NAMES[1:]:
+                tied[f"{names[0]}.{part}"] = f"{names[1]}.{part}"
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None
+
+
 def _cut_bias(module: nn.Module) -> None:
     """Tying pads the bias of an output layer to weight.shape[0], which is bytes here."""
     bias = getattr(module, "bias", None)
@@ -237,67 +316,43 @@ def _cut_bias(module: nn.Module) -> None:
         bias.data = bias.data[: module.out_features].clone()
 
 
-def _renamer(model: Any):
-    """Key in a checkpoint -> key in the model: transformers 5 renames while it loads."""
+def key_finder(model: Any) -> Callable[[str], tuple[str, bool]]:
+    """Key in a checkpoint -> key in the model, and whether a converter makes it of several.
+
+    transformers 5 renames, merges and splits while it loads.
+    """
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     mapping = get_model_conversion_mapping(model, None, None)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
     names = {name for name, _ in model.named_modules()}
     prefix = model.base_model_prefix
 
-    def rename(key: str) -> str:
+    def find(key: str) -> tuple[str, bool]:
+        target, source = rename_source_key(key, renamings, converters)[:2]
+        if source is not None:
+            return target, True
         key = rename_source_key(key, renamings, [])[0]
         module = key.rpartition(".")[0]
         if module in names:
-            return key
+            return key, False
         if f"{prefix}.{module}" in names:
-            return f"{prefix}.{key}"
+            return f"{prefix}.{key}", False
         if module.startswith(prefix + ".") and module[len(prefix) + 1 :] in names:
-            return key[len(prefix) + 1 :]
-        return key
+            return key[len(prefix) + 1 :], False
+        return key, False
 
-    return rename
+    return find
 
 
-def load_compressed_model(
-    path: Path | str,
-    mode: str = "fused",
-    device: torch.device | str = "cpu",
-    *,
-    exact: bool = False,
-    **kwargs: Any,
-) -> Any:
-    """A ready causal language model from a compressed folder.
+def _register_loading_attributes() -> None:
+    """transformers ignores options beside a compressed folder unless the class is in this tuple."""
+    types = getattr(auto, "LOADING_ATTRIBUTES_CONFIG_TYPES", None)
+    if isinstance(types, tuple) and CodecllmConfig not in types:
+        auto.LOADING_ATTRIBUTES_CONFIG_TYPES = (*types, CodecllmConfig)
 
-    Args:
-        mode: "fused" keeps weights coded and decodes inside the matmul; "disk" decodes once and
-            returns the plain model.
-        device: where the model goes.
-        exact: in mode "fused", decode and call F.linear: logits equal the plain model's.
-        kwargs: for AutoModelForCausalLM.from_pretrained.
 
-    Raises:
-        NotImplementedError: mode "on_demand".
-        ValueError: any other mode, or not a compressed folder.
-        CorruptStreamError: names file, tensor and field.
-    """
-    if mode == "on_demand":
-        raise NotImplementedError(
-            'mode "on_demand" is not there yet; use "fused" (least memory) or "disk"'
-        )
-    if mode not in ("fused", "disk"):
-        raise ValueError(f'mode {mode!r} is unknown; known: "fused", "disk"')
-    with Checkpoint(path) as source:
-        source.require_coded()
-    from transformers import AutoModelForCausalLM
-
-    kwargs.setdefault("dtype", "auto")
-    model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
-    if torch.device(device).type != "cpu":
-        model.to(device)
-    if mode == "disk":
-        return decompress_model(model)
-    set_exact(model, exact)
-    return model
+_register_loading_attributes()
+after_compressing.append(attach)

@@ -17,14 +17,17 @@ from codecllm_ops.format import FORMATS as WEIGHT_FORMATS
 from codecllm_ops.format import CorruptStreamError, Head, UnsupportedFormatError
 
 from ..nn import STREAM_DTYPES, STREAM_NAMES
+from .config_file import QUANT_METHOD, VERSION
+from .select import POSITION_TABLE
 from .tensor_file import Entry, TensorFile
 
-QUANT_METHOD = "codecllm"
-VERSION = 1
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 REPORT = "codecllm_report.json"
 MIN_WEIGHTS = 4096  # below, the head outweighs what coding saves
+
+# Methods that keep each weight as fp8 under its own name. The tensors are coded as they are.
+_FP8_METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors")
 
 _SOURCE_DTYPES = {f.dtype for f in WEIGHT_FORMATS.values() if f.dtype != torch.int8}
 
@@ -32,13 +35,7 @@ _SOURCE_DTYPES = {f.dtype for f in WEIGHT_FORMATS.values() if f.dtype != torch.i
 _NOT_OURS = (
     (re.compile(r"\.experts\.\d+\."), "weights of single experts are not supported yet"),
     (re.compile(r"(^|\.)(router|gate|shared_expert_gate)\.weight$"), "a router"),
-    (
-        re.compile(
-            r"(^|\.)(wpe|embed_positions|position_embeddings?|token_type_embeddings"
-            r"|relative_attention_bias)\.weight$"
-        ),
-        "a position or type table",
-    ),
+    (POSITION_TABLE, "a position or type table"),
 )
 _CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
 _CONV1D = re.compile(r"(^|\.)(c_attn|c_proj|c_fc|q_attn)\.weight$")
@@ -106,6 +103,14 @@ class Checkpoint:
             raise ValueError(f"{path}: quantization_config is not a JSON object")
         return found
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What config.json names; bfloat16 where that is no floating dtype."""
+        named = str(self.config.get("dtype") or self.config.get("torch_dtype"))
+        dtype = getattr(torch, named.removeprefix("torch."), None)
+        found = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+        return dtype if found else torch.bfloat16
+
     def entry(self, name: str) -> Entry:
         return self.where[name].entries[name]
 
@@ -146,16 +151,7 @@ class Checkpoint:
         Raises:
             CorruptStreamError, UnsupportedFormatError: names file, tensor and field.
         """
-        path = self.where[name].path
-        for part, dtype in zip(self.stream_names(name), STREAM_DTYPES.values(), strict=True):
-            if part not in self.where:
-                raise CorruptStreamError(f"{path}: {name}: {part} is missing")
-            entry = self.entry(part)
-            if len(entry.shape) != 1 or entry.torch_dtype != dtype:
-                raise CorruptStreamError(
-                    f"{self.where[part].path}: {part}: {entry.dtype} {list(entry.shape)}, "
-                    f"not one dimension of {dtype}"
-                )
+        self._require_parts(name)
         info = self.head(name)
         sizes = (info.stream_bytes, info.raw_bytes, info.index_ints)
         fields = ("stream", "raw", "index")
@@ -168,9 +164,21 @@ class Checkpoint:
                 )
         return info
 
+    def _require_parts(self, name: str) -> None:
+        path = self.where[name].path
+        for part, dtype in zip(self.stream_names(name), STREAM_DTYPES.values(), strict=True):
+            if part not in self.where:
+                raise CorruptStreamError(f"{path}: {name}: {part} is missing")
+            entry = self.entry(part)
+            if len(entry.shape) != 1 or entry.torch_dtype != dtype:
+                raise CorruptStreamError(
+                    f"{self.where[part].path}: {part}: {entry.dtype} {list(entry.shape)}, "
+                    f"not one dimension of {dtype}"
+                )
+
     def coded(self, name: str, checksums: bool = True) -> CodedMatrix:
         """Reads and checks a coded matrix; raises as checked_head() does."""
-        self.checked_head(name)
+        self._require_parts(name)
         parts = [self.read(part) for part in self.stream_names(name)]
         with naming(self.where[name].path, name):
             return CodedMatrix(*parts).check(checksums)
@@ -181,14 +189,29 @@ class Checkpoint:
             return codecllm_ops.decode(coded, dtype)
 
     def require_dense(self) -> None:
-        """Raises ValueError when the weights are quantized or compressed already."""
+        """Raises ValueError when the weights are compressed already, or cannot be coded."""
         method = self.quantization.get("quant_method")
         if method == QUANT_METHOD or self.coded_names():
             raise ValueError(f"{self.folder} is compressed already")
-        if method:
+        if (self.folder / "adapter_config.json").is_file() and not self.config:
+            raise ValueError(
+                f"{self.folder} is a PEFT adapter, not a model: compress the base model and put "
+                "the adapter on it as it is, or merge both (merge_and_unload, save_pretrained) and "
+                "compress the result"
+            )
+        if method and not self.is_fp8:
             raise ValueError(
                 f"{self.folder} is quantized with {method}; compress the original checkpoint"
             )
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether weights are fp8 with scales beside them: then fp8 is the original."""
+        return self.quantization.get("quant_method") in _FP8_METHODS and any(
+            e.dtype.startswith("F8_E") and e.name.endswith(".weight") and len(e.shape) == 2
+            for file in self.files.values()
+            for e in file.entries.values()
+        )
 
     def require_coded(self) -> None:
         """Raises ValueError when the folder holds no coded matrix, or of a newer version."""
@@ -267,11 +290,16 @@ def _check_index(folder: Path, where: dict[str, TensorFile]) -> None:
             raise CorruptStreamError(f"{folder}: {missing[0]} is in {INDEX} but in no shard")
 
 
-def refusal(entry: Entry, model_type: str, skip: re.Pattern[str] | None) -> str | None:
+def refusal(
+    entry: Entry, model_type: str, skip: re.Pattern[str] | None, *, loads_coded: bool = True
+) -> str | None:
     """Why a tensor of a checkpoint is not coded; "" means it is; None: it is no candidate.
 
     Names and shapes decide, so that no model needs to be built: a candidate is a floating
     `*.weight` with two dimensions.
+
+    Args:
+        loads_coded: False where all is decoded before a module sees it: then any matrix will do.
     """
     if not entry.name.endswith(".weight") or len(entry.shape) != 2:
         return None
@@ -279,11 +307,12 @@ def refusal(entry: Entry, model_type: str, skip: re.Pattern[str] | None) -> str 
         return None
     if skip is not None and skip.search(entry.name):
         return "--skip"
-    for pattern, reason in _NOT_OURS:
-        if pattern.search(entry.name):
-            return reason
-    if model_type in _CONV1D_MODELS and _CONV1D.search(entry.name):
-        return "Conv1D, not nn.Linear"
+    if loads_coded:
+        for pattern, reason in _NOT_OURS:
+            if pattern.search(entry.name):
+                return reason
+        if model_type in _CONV1D_MODELS and _CONV1D.search(entry.name):
+            return "Conv1D, not nn.Linear"
     if entry.numel < MIN_WEIGHTS:
         return f"fewer than {MIN_WEIGHTS} weights"
     return ""

@@ -10,11 +10,12 @@ READ ME FIRST
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
 
+from codecllm_ops.codec.coded import CodedMatrix
 from codecllm_ops.format import FORMATS as WEIGHT_FORMATS
 
 from ..nn import (
@@ -29,12 +30,15 @@ from ..nn import (
     obstacle,
 )
 from ..nn.codec import check_format
-from .report import CODED, SKIPPED, STORED, TIED, CompressionReport, LayerReport
-from .select import Predicate
+from .plugins import after_compressing
+from .report import CODED, OTHER, SKIPPED, STORED, TIED, CompressionReport, LayerReport
+from .select import Predicate, kept_dense
+from .skeleton import compressed_memory, own_tensors, resident_bytes
 
 _CODED_DTYPES = {f.dtype for f in WEIGHT_FORMATS.values() if f.dtype != torch.int8}
 
 
+@torch.inference_mode(False)  # else streams would be inference tensors, which autograd cannot save
 def compress_model_weights(
     model: nn.Module,
     codec: Codec | None = None,
@@ -56,12 +60,15 @@ def compress_model_weights(
         progress: called after each weight.
 
     Returns:
-        Sizes per layer and in total. A weight that would not shrink stays dense ("stored").
+        Sizes of everything in the model. A weight that would not shrink stays dense ("stored").
 
     Raises:
-        ValueError: the model has no module that can be compressed, or the format is unknown.
+        ValueError: the model has no module that can be compressed, is itself an nn.Linear or
+            nn.Embedding, or the format is unknown.
     """
     check_format(format)
+    if isinstance(model, nn.Linear | nn.Embedding):
+        raise ValueError(_one_module(model))
     codec, execution = codec or Codec(), EXACT if exact else FUSED
     start = time.perf_counter()
     layers: list[LayerReport] = []
@@ -77,7 +84,24 @@ def compress_model_weights(
     if not any(layer.status in (CODED, STORED) for layer in layers):
         raise ValueError(_nothing_to_compress(model, layers))
     count_weights(model)
-    return CompressionReport(format, tuple(layers), time.perf_counter() - start)
+    reasons = {x.name: x.reason for x in layers if x.status in (SKIPPED, STORED)}
+    memory = compressed_memory(model, reasons)
+    layers += _others(model, layers)
+    if any(layer.status == CODED for layer in layers):
+        for attach in after_compressing:
+            attach(model)
+    return CompressionReport(format, tuple(layers), time.perf_counter() - start, memory=memory)
+
+
+def _one_module(model: nn.Module) -> str:
+    """A module cannot be replaced in place where nothing holds it."""
+    if isinstance(model, CodedModule):
+        return f"this {type(model).__name__} is compressed already"
+    name = "CompressedLinear" if isinstance(model, nn.Linear) else "CompressedEmbedding"
+    return (
+        f"the model is itself an {type(model).__name__}, and nothing holds it in which it could be "
+        f"replaced: use codecllm.{name}(module)"
+    )
 
 
 def _weight_groups(model: nn.Module) -> list[list[str]]:
@@ -104,12 +128,12 @@ def _compress_group(
         (r for n, m in modules.items() if (r := _refusal(model, n, m, should_compress))), ""
     )
     if reason:
-        return _reports(modules, SKIPPED, reason=reason)
+        return _reports(modules, SKIPPED, reason)
     weight = modules[names[0]].weight
     coded = codec.encode_matrix(weight, format)
     if coded.nbytes >= weight.nbytes:
-        return _reports(modules, STORED, reason="coding does not shrink it")
-    reports = _reports(modules, CODED, coded.nbytes, coded.info.fmt.name)
+        return _reports(modules, STORED, "coding does not shrink it")
+    reports = _reports(modules, CODED, coded=coded)
     dtype, owner, replaced = weight.dtype, None, {}
     for name, module in modules.items():
         if id(module) not in replaced:  # one module under two names stays one module
@@ -128,36 +152,42 @@ def _refusal(
         return f"{module.weight.dtype} is not a coded dtype"
     if module.weight.numel() == 0:
         return "no weights"
-    if rescaled_by_model(model, name):
-        return "the model's code divides it in place"
-    return obstacle(module) or ""
+    return kept_dense(model, name) or obstacle(module) or ""
 
 
 def _reports(
-    modules: dict[str, nn.Module],
-    status: str,
-    coded_bytes: int | None = None,
-    weight_format: str = "",
-    reason: str = "",
+    modules: dict[str, nn.Module], status: str, reason: str = "", coded: CodedMatrix | None = None
 ) -> list[LayerReport]:
     reports: list[LayerReport] = []
     for name, module in modules.items():
-        w = module.weight
-        dense = w.numel() * w.element_size()
-        reports.append(
-            LayerReport(
-                name,
-                type(module).__name__,
-                tuple(w.shape),
-                str(w.dtype).removeprefix("torch."),
-                TIED if reports else status,
-                dense,
-                dense if coded_bytes is None else coded_bytes,
-                weight_format,
-                f"shares the weight of {reports[0].name}" if reports else reason,
-            )
+        layer = LayerReport.of(
+            name,
+            module.weight.shape,
+            module.weight.dtype,
+            TIED if reports else status,
+            kind=type(module).__name__,
+            coded_bytes=coded.nbytes if coded else None,
+            weight_format=coded.info.fmt.name if coded else "",
+            reason=f"shares the weight of {reports[0].name}" if reports else reason,
+            memory_bytes=resident_bytes(coded) if coded else None,
         )
+        reports.append(layer)
     return reports
+
+
+def _others(model: nn.Module, layers: list[LayerReport]) -> Iterator[LayerReport]:
+    """Everything else that the model holds: parameters and buffers that are no candidates."""
+    named = {layer.name for layer in layers}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        for part, tensor, _ in own_tensors(module):
+            if id(tensor) in seen or (part == "weight" and name in named):
+                continue
+            seen.add(id(tensor))
+            full = f"{name}.{part}" if name else part
+            yield LayerReport.of(
+                full, tensor.shape, tensor.dtype, OTHER, kind=type(module).__name__
+            )
 
 
 def _nothing_to_compress(model: nn.Module, layers: list[LayerReport]) -> str:
@@ -175,27 +205,7 @@ def _nothing_to_compress(model: nn.Module, layers: list[LayerReport]) -> str:
     )
 
 
-def computing_dtype(model: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which a transformers model that is loaded as `dtype` has this module's weight.
-
-    Some layers compute in float32, or they overflow (T5's wo); their code casts x to
-    `weight.dtype`.
-    """
-    listed = list(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
-    if dtype == torch.float16:
-        listed += getattr(model, "_keep_in_fp32_modules", None) or ()
-    elif dtype != torch.bfloat16:
-        return dtype
-    return torch.float32 if any(f".{part}." in f".{name}." for part in listed) else dtype
-
-
-def rescaled_by_model(model: nn.Module, name: str) -> bool:
-    """Whether the model's own code writes to this weight: RWKV divides some before it generates."""
-    return name.endswith((".attention.output", ".feed_forward.value")) and any(
-        hasattr(m, "_rescale_layers") for m in model.modules()
-    )
-
-
+@torch.inference_mode(False)
 def decompress_model(model: nn.Module) -> nn.Module:
     """Replaces every compressed module by its dense form, in place; streams are freed on the way.
 

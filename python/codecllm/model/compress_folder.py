@@ -1,4 +1,7 @@
-"""Compress a checkpoint folder into another one. Shard by shard; no model is built.
+"""Compress a checkpoint folder into another one. Shard by shard; no weights are loaded.
+
+Where transformers is there, the model is built on the meta device: only it knows which tensors an
+nn.Linear reads, and what else will be in memory.
 
 Memory: a worker holds one dense tensor and its coded form, so the peak is `jobs` times the largest
 tensor's few copies, whatever the size of a shard.
@@ -12,22 +15,26 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from ..nn import Codec
 from ..nn.codec import check_format
-from .checkpoint import REPORT, VERSION, Checkpoint, refusal
+from .checkpoint import REPORT, Checkpoint, refusal
+from .config_file import VERSION, compressed_config
 from .folder_files import (
     Meter,
     Progress,
     copy_files,
     other_files,
-    quantization_config,
     refuse_nesting,
     write_index,
 )
 from .job import Job
-from .report import CODED, SKIPPED, STORED, CompressionReport, LayerReport
+from .model_card import write_card
+from .report import CODED, OTHER, SKIPPED, STORED, CompressionReport, LayerReport
+from .skeleton import Skeleton, build_skeleton, resident_bytes
 from .tensor_file import Item, TensorFile, write_tensors, write_text
 from .workspace import Workspace, require_replaceable
 
@@ -47,7 +54,9 @@ def compress_checkpoint(
     """Compresses a checkpoint folder into another one that transformers can load.
 
     Two-dimensional floating `*.weight` tensors are coded, all others copied. config.json gets a
-    `quantization_config`; tokenizer and other files are copied.
+    `quantization_config`, README.md a section on how to load it; tokenizer and other files are
+    copied, weights of other kinds (`original/*.pth`, `onnx/`) are not. Checkpoints in fp8 with
+    scales are coded as they are; transformers loads them decoded (`mode="disk"`).
 
     Args:
         src: folder with safetensors.
@@ -73,9 +82,15 @@ def compress_checkpoint(
     require_replaceable(dst)
     with Checkpoint(src) as source:
         source.require_dense()
+        if source.is_fp8 and format != "lossless":
+            raise ValueError(
+                f"{source.folder} is quantized to fp8, which is coded as it is: format {format!r} "
+                "would round it again"
+            )
         refuse_nesting(source.folder, dst)
-        plan = _plan(source, pattern)
-        others = other_files(source)
+        skeleton, unknown = skeleton_of(source)
+        plan = _plan(source, pattern, skeleton)
+        others, left_out = other_files(source)
         options = {"format": format, "skip": pattern and pattern.pattern, **codec.__dict__}
         job = Job.of("compress", source, options)
         if resume and (done := _finished(dst, job, force)) is not None:
@@ -94,7 +109,7 @@ def compress_checkpoint(
                         work.spool.drop(row.name)
                 else:
                     meter.add(shard, sum(e.nbytes for e in file.entries.values()))
-                layers += [LayerReport(**{**r, "shape": tuple(r["shape"])}) for r in result]
+                layers += map(LayerReport.from_dict, result)
                 with TensorFile(work.folder / shard) as written:
                     weight_map.update(dict.fromkeys(written.entries, shard))
             if not any(row.status == CODED for row in layers):
@@ -105,26 +120,60 @@ def compress_checkpoint(
                 format,
                 tuple(layers),
                 time.perf_counter() - start,
-                {"options": options, "source": job.files, "shards": sizes},
+                {
+                    "options": options,
+                    "source": job.files,
+                    "shards": sizes,
+                    "left_out": left_out,
+                    **({} if skeleton else {"memory_unknown": unknown}),
+                },
+                skeleton.memory(layers) if skeleton else None,
             )
-            _write_rest(work, source, report, weight_map, len(source.files) > 1)
             copy_files(others, work.folder)
+            _write_rest(work, source, report, weight_map, len(source.files) > 1)
             work.publish()
     return report
 
 
-def _plan(source: Checkpoint, skip: re.Pattern[str] | None) -> dict[str, str]:
+def _plan(
+    source: Checkpoint, skip: re.Pattern[str] | None, skeleton: Skeleton | None
+) -> dict[str, str]:
     """Candidates by name: "" to code it, or why not."""
-    model_type = str(source.config.get("model_type", ""))
-    plan = {}
-    for name in source.where:
-        reason = refusal(source.entry(name), model_type, skip)
-        if reason is not None:
-            plan[name] = reason
+    plan = candidates(source, skip, skeleton)
     if not any(reason == "" for reason in plan.values()):
         reasons = "; ".join(sorted(set(plan.values()))) or "no two-dimensional *.weight"
         raise ValueError(f"{source.folder}: no compressible tensor ({reasons})")
     return plan
+
+
+def skeleton_of(source: Checkpoint) -> tuple[Skeleton | None, str]:
+    """As build_skeleton(); none of a quantized original, whose modules never get streams."""
+    if source.is_fp8:
+        return None, "an fp8 original is decoded while it loads, and is the plain model then"
+    return build_skeleton(source.folder)
+
+
+def candidates(
+    source: Checkpoint, skip: re.Pattern[str] | None, skeleton: Skeleton | None
+) -> dict[str, str]:
+    """Two-dimensional weights by name: "" to code it, or why not. Names tell, or the skeleton."""
+    model_type = str(source.config.get("model_type", ""))
+    plan = {}
+    for name in source.where:
+        entry = source.entry(name)
+        reason = refusal(entry, model_type, skip, loads_coded=not source.is_fp8)
+        if reason == "" and skeleton is not None:
+            reason = skeleton.refusal(name)
+        if reason is not None:
+            plan[name] = reason
+    return plan
+
+
+class _Coded(NamedTuple):
+    """What the report says about a matrix in the spool."""
+
+    format: str
+    memory_bytes: int
 
 
 def _compress_shard(
@@ -138,19 +187,18 @@ def _compress_shard(
 ) -> list[LayerReport]:
     """Encodes the tensors of a shard into the spool, then assembles the new shard from it."""
 
-    def code(name: str) -> str:
-        """Puts a matrix into the spool; returns its weight format, "" if it would not shrink."""
-        there = work.spool.kept_format(name)
-        if there:
-            return there
-        coded = codec.encode_matrix(file.read(name), format)
-        if coded.nbytes >= file.entries[name].nbytes:
-            return ""
-        work.spool.put(name, coded)
-        return coded.info.fmt.name
+    def code(name: str) -> _Coded | None:
+        """Puts a matrix into the spool, unless it would not shrink."""
+        coded = work.spool.kept(name)
+        if coded is None:
+            coded = codec.encode_matrix(file.read(name), format)
+            if coded.nbytes >= file.entries[name].nbytes:
+                return None
+            work.spool.put(name, coded)
+        return _Coded(coded.info.fmt.name, resident_bytes(coded))
 
     names = [name for name in file.entries if plan.get(name) == ""]
-    in_spool: dict[str, str] = {}
+    in_spool: dict[str, _Coded | None] = {}
     with ThreadPoolExecutor(jobs) as pool:
         futures = {name: pool.submit(code, name) for name in names}
         try:
@@ -163,30 +211,25 @@ def _compress_shard(
     items: list[Item] = []
     layers: list[LayerReport] = []
     for name, entry in file.entries.items():
-        if in_spool.get(name):
+        layer = partial(LayerReport.of, name, entry.shape, entry.torch_dtype)
+        if coded := in_spool.get(name):
             streams = work.spool.items(name)
             items += streams
-            status, reason, nbytes = CODED, "", sum(i.nbytes for i in streams)
-        else:
-            items.append(Item(name, entry.torch_dtype, entry.shape, lambda n=name: file.chunks(n)))
-            status, reason, nbytes = SKIPPED, plan.get(name, "not a matrix"), entry.nbytes
-            if name in in_spool:
-                status, reason = STORED, "coding does not shrink it"
-            else:
-                meter.add(name, entry.nbytes)
-        layers.append(
-            LayerReport(
-                name,
-                "tensor",
-                entry.shape,
-                str(entry.torch_dtype).removeprefix("torch."),
-                status,
-                entry.nbytes,
-                nbytes,
-                in_spool.get(name, ""),
-                reason,
+            layers.append(
+                layer(
+                    CODED,
+                    coded_bytes=sum(i.nbytes for i in streams),
+                    weight_format=coded.format,
+                    memory_bytes=coded.memory_bytes,
+                )
             )
-        )
+            continue
+        items.append(file.item(name))
+        if name in in_spool:
+            layers.append(layer(STORED, reason="coding does not shrink it"))
+        else:
+            layers.append(layer(SKIPPED if name in plan else OTHER, reason=plan.get(name, "")))
+            meter.add(name, entry.nbytes)
     write_tensors(
         work.folder / file.path.name, items, {"format": "pt", "codecllm_version": str(VERSION)}
     )
@@ -209,8 +252,9 @@ def _write_rest(
     )
     config = source.config
     if config:
-        config["quantization_config"] = quantization_config(dense)
+        config = compressed_config(config, dense)
         write_text(work.folder / "config.json", json.dumps(config, indent=2) + "\n")
+        write_card(work.folder, config)
     write_text(work.folder / REPORT, report.to_json() + "\n")
 
 

@@ -6,9 +6,8 @@ import json
 import time
 from pathlib import Path
 
-import torch
-
 from .checkpoint import Checkpoint
+from .config_file import original_config
 from .folder_files import (
     Meter,
     Progress,
@@ -18,6 +17,7 @@ from .folder_files import (
     write_index,
 )
 from .job import Job
+from .model_card import remove_section
 from .report import CODED, CompressionReport, LayerReport
 from .tensor_file import Item, tensor_item, write_tensors, write_text
 from .workspace import Workspace, require_replaceable
@@ -43,7 +43,7 @@ def decompress_checkpoint(
     with Checkpoint(src) as source:
         source.require_coded()
         refuse_nesting(source.folder, dst)
-        others = other_files(source)
+        others, _ = other_files(source)
         job = Job.of("decompress", source)
         with Workspace(dst, job, force=force, resume=resume) as work:
             meter = Meter(source, progress)
@@ -58,15 +58,7 @@ def decompress_checkpoint(
                     if name in coded:
                         items.append(_decoded_item(source, name, layers, meter))
                     elif name not in parts:
-                        entry = file.entries[name]
-                        items.append(
-                            Item(
-                                name,
-                                entry.torch_dtype,
-                                entry.shape,
-                                lambda f=file, n=name: f.chunks(n),
-                            )
-                        )
+                        items.append(file.item(name))
                 weight_map.update({item.name: shard for item in items})
                 total += sum(item.nbytes for item in items)
                 if work.finished_shard(shard) is None:
@@ -76,38 +68,30 @@ def decompress_checkpoint(
                 write_index(work.folder, weight_map, total)
             config = source.config
             if config:
-                config.pop("quantization_config", None)
-                write_text(work.folder / "config.json", json.dumps(config, indent=2) + "\n")
+                text = json.dumps(original_config(config), indent=2) + "\n"
+                write_text(work.folder / "config.json", text)
             copy_files(others, work.folder)
+            remove_section(work.folder)
             work.publish()
     return CompressionReport("dense", tuple(layers), time.perf_counter() - start)
 
 
 def _decoded_item(source: Checkpoint, name: str, layers: list[LayerReport], meter: Meter) -> Item:
     info = source.head(name)
-    dtype = info.fmt.dtype
-    if info.scale is not None:
-        named = str(source.config.get("dtype") or source.config.get("torch_dtype"))
-        dtype = getattr(torch, named.removeprefix("torch."), None)
-        if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            dtype = torch.bfloat16
-    shape = (info.rows, info.cols)
+    dtype = info.fmt.dtype if info.scale is None else source.dtype
     nbytes = sum(source.entry(p).nbytes for p in source.stream_names(name))
-    layers.append(
-        LayerReport(
-            name,
-            "tensor",
-            shape,
-            str(dtype).removeprefix("torch."),
-            CODED,
-            info.rows * info.cols * dtype.itemsize,
-            nbytes,
-            info.fmt.name,
-        )
+    layer = LayerReport.of(
+        name,
+        (info.rows, info.cols),
+        dtype,
+        CODED,
+        coded_bytes=nbytes,
+        weight_format=info.fmt.name,
     )
+    layers.append(layer)
 
     def chunks():
         yield from tensor_item(name, source.decode(name, dtype)).chunks()
         meter.add(name, nbytes)
 
-    return Item(name, dtype, shape, chunks)
+    return Item(name, dtype, layer.shape, chunks)

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from .checkpoint import INDEX, QUANT_METHOD, REPORT, VERSION, Checkpoint
+from .checkpoint import INDEX, REPORT, Checkpoint
 from .tensor_file import naming_file, write_text
+
+# Weights in any format but the one that is read, their indices, and their parts.
+_WEIGHTS = re.compile(
+    r"\.(safetensors|bin|pt|pth|ckpt|h5|msgpack|onnx|onnx_data|gguf|ggml|tflite|ot|pdparams|mlmodel)"
+    r"(\.index\.json|_\d+)?$",
+    re.IGNORECASE,
+)
+_WEIGHT_FOLDERS = {"onnx", "openvino", "coreml"}
 
 Progress = Callable[[str, int, int], None]
 """Called with a tensor's name, bytes of the source done so far, bytes in all."""
@@ -40,39 +48,55 @@ def refuse_nesting(src: Path, dst: Path) -> None:
         raise ValueError(f"{dst} and {src} must be two folders, none inside the other")
 
 
-def quantization_config(dense: Sequence[str] = ()) -> dict[str, Any]:
-    """What config.json says about a compressed folder. `dense`: modules that stayed dense."""
-    return {
-        "quant_method": QUANT_METHOD,
-        "version": VERSION,
-        "modules_to_not_convert": list(dense) or None,
-    }
-
-
 def write_index(folder: Path, weight_map: dict[str, str], total: int) -> None:
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
-def other_files(source: Checkpoint) -> dict[str, Path]:
+def other_files(source: Checkpoint) -> tuple[dict[str, Path], dict[str, int]]:
     """Tokenizer, generation config, licence...: everything that is not weights or ours.
 
+    Weights of other kinds than those that are read (`original/*.pth`, `onnx/`, `*.h5`) would be
+    dense copies in the result, and are left out. Folders that a modules.json lists
+    (sentence-transformers) are parts of the model, and are kept whole.
+
     Returns:
-        Files by their path inside the folder.
+        Files to copy by their path inside the folder, and bytes of those left out.
 
     Raises:
         ValueError, FileNotFoundError: links in a circle, a link to nothing, or a pipe. Callers
             look before they work, since these would stop the copying hours later.
     """
     ours = {*source.files, INDEX, "config.json", REPORT}
-    weights = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-    found, root = {}, os.path.realpath(source.folder)
-    for path in sorted(source.folder.iterdir()):
-        if path.name in ours or path.name.startswith("."):
+    parts = _module_folders(source.folder)
+    kept: dict[str, Path] = {}
+    left_out: dict[str, int] = {}
+    root = os.path.realpath(source.folder)
+    for top in sorted(source.folder.iterdir()):
+        if top.name in ours or top.name.startswith("."):
             continue
-        if path.is_dir() or path.suffix not in weights:
-            found.update({str(p.relative_to(source.folder)): p for p in _files(path, (root,))})
-    return found
+        for path in _files(top, (root,)):
+            name = path.relative_to(source.folder)
+            if name.parts[0] not in parts and _is_foreign_weights(name):
+                left_out[str(name)] = path.stat().st_size
+            else:
+                kept[str(name)] = path
+    return kept, left_out
+
+
+def _is_foreign_weights(name: Path) -> bool:
+    return _WEIGHTS.search(name.name) is not None or any(
+        part.lower() in _WEIGHT_FOLDERS for part in name.parts[:-1]
+    )
+
+
+def _module_folders(folder: Path) -> set[str]:
+    """Folders inside that hold modules of a sentence-transformers model."""
+    try:
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        return {str(m["path"]).split("/")[0] for m in modules if m.get("path")}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return set()
 
 
 def _files(path: Path, above: tuple[str, ...]) -> Iterator[Path]:

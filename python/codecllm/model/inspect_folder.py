@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import torch
 import codecllm_ops
 
 from ..nn import Codec
-from .checkpoint import REPORT, Checkpoint, refusal
-from .compress_folder import skip_pattern
-from .folder_files import Meter, Progress
-from .report import CODED, SKIPPED, STORED, CompressionReport, LayerReport
+from .checkpoint import REPORT, Checkpoint
+from .compress_folder import candidates, skeleton_of, skip_pattern
+from .folder_files import Meter, Progress, other_files
+from .report import CODED, OTHER, SKIPPED, STORED, CompressionReport, LayerReport
+from .skeleton import resident_bytes
 
 _SAMPLE_WEIGHTS = 1 << 19
 _SAMPLE_PIECES = 8
@@ -30,6 +32,8 @@ class VerifyResult:
 
     Attributes:
         mismatches: one sentence per tensor that differs; empty when all bits are equal.
+        rounded: coded tensors that are integers and scales: what is compared of them are those, and
+            the source was rounded to get them.
     """
 
     tensors: int
@@ -37,6 +41,7 @@ class VerifyResult:
     dense_bytes: int
     seconds: float
     mismatches: tuple[str, ...]
+    rounded: int = 0
 
     @property
     def ok(self) -> bool:
@@ -64,30 +69,62 @@ def verify_checkpoint(
         ValueError, FileNotFoundError: not checkpoints of the right kinds.
     """
     start = time.perf_counter()
+    if dst is not None and Path(src).exists() and Path(src).resolve() == Path(dst).resolve():
+        raise ValueError(
+            f"{src} and {dst} are the same folder: give the original first and the compressed one "
+            "second, or one folder alone to check that everything in it decodes"
+        )
     with Checkpoint(dst if dst is not None else src) as packed:
-        packed.require_coded()
-        coded = packed.coded_names()
         if dst is None:
-            meter = Meter(packed, progress)
-            nbytes = 0
-            for name in coded:
-                nbytes += _nbytes(packed.decode(name))
-                meter.add(name, sum(packed.entry(p).nbytes for p in packed.stream_names(name)))
-            return VerifyResult(len(coded), len(coded), nbytes, time.perf_counter() - start, ())
+            packed.require_coded()
+            return _check_alone(packed, progress, start)
         with Checkpoint(src) as source:
-            meter = Meter(source, progress)
-            there = set(coded) | set(packed.dense_names())
-            mismatches = [f"{n}: only in {dst}" for n in sorted(there - set(source.where))]
-            nbytes = 0
-            for name in source.where:
-                entry = source.entry(name)
-                found = _compare(source, packed, name, name in there)
-                if found:
-                    mismatches.append(found)
-                nbytes += entry.nbytes
-                meter.add(name, entry.nbytes)
-            seconds = time.perf_counter() - start
-            return VerifyResult(len(source.where), len(coded), nbytes, seconds, tuple(mismatches))
+            _require_order(source, packed)
+            return _check_against(source, packed, progress, start)
+
+
+def _require_order(source: Checkpoint, packed: Checkpoint) -> None:
+    if not source.coded_names():
+        packed.require_coded()
+        return
+    if packed.coded_names():
+        raise ValueError(
+            f"{source.folder} and {packed.folder} are both compressed; the original comes first"
+        )
+    raise ValueError(
+        f"{source.folder} is the compressed folder and {packed.folder} the original: the original "
+        f"comes first, `codecllm verify {packed.folder} {source.folder}`"
+    )
+
+
+def _check_alone(packed: Checkpoint, progress: Progress | None, start: float) -> VerifyResult:
+    coded, meter = packed.coded_names(), Meter(packed, progress)
+    nbytes = rounded = 0
+    for name in coded:
+        nbytes += _nbytes(packed.decode(name))
+        rounded += packed.head(name).scale is not None
+        meter.add(name, sum(packed.entry(p).nbytes for p in packed.stream_names(name)))
+    seconds = time.perf_counter() - start
+    return VerifyResult(len(coded), len(coded), nbytes, seconds, (), rounded)
+
+
+def _check_against(
+    source: Checkpoint, packed: Checkpoint, progress: Progress | None, start: float
+) -> VerifyResult:
+    coded, meter = packed.coded_names(), Meter(source, progress)
+    there = set(coded) | set(packed.dense_names())
+    mismatches = [f"{n}: only in {packed.folder}" for n in sorted(there - set(source.where))]
+    nbytes = 0
+    for name in source.where:
+        entry = source.entry(name)
+        found = _compare(source, packed, name, name in there)
+        if found:
+            mismatches.append(found)
+        nbytes += entry.nbytes
+        meter.add(name, entry.nbytes)
+    rounded = sum(packed.head(name).scale is not None for name in coded)
+    seconds = time.perf_counter() - start
+    return VerifyResult(len(source.where), len(coded), nbytes, seconds, tuple(mismatches), rounded)
 
 
 def _nbytes(t: torch.Tensor) -> int:
@@ -140,25 +177,19 @@ def checkpoint_info(folder: Path | str) -> CompressionReport:
         layers = []
         for name in source.coded_names():
             info = source.head(name)
-            dtype = info.fmt.dtype
             layers.append(
-                LayerReport(
+                LayerReport.of(
                     name,
-                    "tensor",
                     (info.rows, info.cols),
-                    str(dtype).removeprefix("torch."),
+                    info.fmt.dtype,
                     CODED,
-                    info.rows * info.cols * dtype.itemsize,
-                    sum(source.entry(p).nbytes for p in source.stream_names(name)),
-                    info.fmt.name,
+                    coded_bytes=sum(source.entry(p).nbytes for p in source.stream_names(name)),
+                    weight_format=info.fmt.name,
                 )
             )
         for name in source.dense_names():
             e = source.entry(name)
-            dtype_name = str(e.torch_dtype).removeprefix("torch.")
-            layers.append(
-                LayerReport(name, "tensor", e.shape, dtype_name, SKIPPED, e.nbytes, e.nbytes)
-            )
+            layers.append(LayerReport.of(name, e.shape, e.torch_dtype, OTHER))
         version = source.quantization.get("version")
         layers.sort(key=lambda layer: layer.name)
         has_report = (source.folder / REPORT).is_file()
@@ -185,39 +216,40 @@ def estimate_checkpoint(
     with Checkpoint(src) as source:
         source.require_dense()
         meter = Meter(source, progress)
-        model_type = str(source.config.get("model_type", ""))
+        skeleton, unknown = skeleton_of(source)
+        plan = candidates(source, pattern, skeleton)
         for name in source.where:
-            entry = source.entry(name)
-            reason = refusal(entry, model_type, pattern)
-            nbytes, status, weight_format = entry.nbytes, SKIPPED, ""
-            if reason == "":
-                coded = codec.encode_matrix(_sample(source, name), format)
-                info = coded.info
-                scales = 0 if info.scale is None else 4 * (entry.shape[0] - info.rows)
-                share = entry.shape[0] / info.rows
-                head = coded.head.numel()
-                nbytes = int((coded.nbytes - head) * share) + head + max(0, scales)
-                status, weight_format = CODED, info.fmt.name
-                if nbytes >= entry.nbytes:
-                    nbytes, status, reason = entry.nbytes, STORED, "coding does not shrink it"
-            layers.append(
-                LayerReport(
-                    name,
-                    "tensor",
-                    entry.shape,
-                    str(entry.torch_dtype).removeprefix("torch."),
-                    status,
-                    entry.nbytes,
-                    nbytes,
-                    weight_format,
-                    "not a matrix" if reason is None else reason,
-                )
-            )
-            meter.add(name, entry.nbytes)
+            layers.append(_estimated(source, name, plan.get(name), codec, format))
+            meter.add(name, source.entry(name).nbytes)
+        left_out = other_files(source)[1]
+    extra = {
+        "estimate": True,
+        "wall_seconds": time.perf_counter() - start,
+        "left_out": left_out,
+        **({} if skeleton else {"memory_unknown": unknown}),
+    }
     # No seconds: a rate in MiB/s would be that of a sample.
-    return CompressionReport(
-        format, tuple(layers), 0.0, {"estimate": True, "wall_seconds": time.perf_counter() - start}
-    )
+    memory = skeleton.memory(layers) if skeleton else None
+    return CompressionReport(format, tuple(layers), 0.0, extra, memory)
+
+
+def _estimated(
+    source: Checkpoint, name: str, reason: str | None, codec: Codec, format: str
+) -> LayerReport:
+    """`reason`: "" if the tensor would be coded, None if it is no candidate."""
+    entry = source.entry(name)
+    layer = partial(LayerReport.of, name, entry.shape, entry.torch_dtype)
+    if reason != "":
+        return layer(OTHER if reason is None else SKIPPED, reason=reason or "")
+    coded = codec.encode_matrix(_sample(source, name), format)
+    info = coded.info
+    scales = 0 if info.scale is None else 4 * (entry.shape[0] - info.rows)
+    head = coded.head.numel()
+    size = int((coded.nbytes - head) * entry.shape[0] / info.rows) + head + max(0, scales)
+    if size >= entry.nbytes:
+        return layer(STORED, reason="coding does not shrink it")
+    memory = size + resident_bytes(coded) - coded.nbytes
+    return layer(CODED, coded_bytes=size, weight_format=info.fmt.name, memory_bytes=memory)
 
 
 def _sample(source: Checkpoint, name: str) -> torch.Tensor:

@@ -12,16 +12,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from codecllm_ops.codec.coded import CodedMatrix
+
 from ..nn import (
+    STREAM_NAMES,
     CodedModule,
     checksums_compared,
     coded_form,
     obstacle,
-    sync_tables,
 )
-from .checkpoint import VERSION, Checkpoint
-from .folder_files import quantization_config
-from .tensor_file import TensorFile, tensor_item, write_tensors
+from .checkpoint import Checkpoint
+from .config_file import VERSION, compressed_config
+from .model_card import write_card
+from .tensor_file import TensorFile, tensor_item, write_tensors, write_text
 from .workspace import require_replaceable
 
 _ALIASES = "codecllm_aliases"
@@ -76,27 +79,53 @@ def load_file(model: nn.Module, path: Path | str, *, checksums: bool = True) -> 
     path = Path(path)
     with Checkpoint(path.parent, [path]) as source, TensorFile(path) as file:
         aliases: dict[str, str] = json.loads(file.metadata.get(_ALIASES, "{}"))
-        state: dict[str, Any] = {name: file.read(name) for name in source.dense_names()}
-        coded = {}
-        for name in source.coded_names():
-            matrix = source.coded(name, checksums)
-            parts = source.stream_names(name)
-            state.update(zip(parts, matrix.tensors(), strict=True))
-            coded[name] = matrix
+        state = {name: file.read(name) for name in source.dense_names()}
+        coded = {name: source.coded(name, checksums) for name in source.coded_names()}
+    placed = _place(model, path, coded, aliases, state)
+    for alias, name in aliases.items():
+        if name in state:
+            state[alias] = state[name]
+    with checksums_compared():  # or not wanted
+        missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
+    missing = [name for name in missing if name not in placed]
+    if missing or unexpected:
+        what = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is not in the model"
+        raise ValueError(f"{path} does not fit the model: {what}")
+    _tie(model, {alias: name for alias, name in aliases.items() if name in state})
+    return model
+
+
+def _place(
+    model: nn.Module,
+    path: Path,
+    coded: dict[str, CodedMatrix],
+    aliases: dict[str, str],
+    state: dict[str, torch.Tensor],
+) -> set[str]:
+    """Puts compressed modules where the file has streams.
+
+    Streams of modules that are compressed already go to `state`, for load_state_dict.
+
+    Returns:
+        Names of the streams that are in their modules now.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     owners: dict[str, CodedModule] = {}
+    placed: set[str] = set()
     for name in [*coded, *(a for a in aliases if aliases[a] in coded)]:
         origin = aliases.get(name, name)
-        module_name = name.rpartition(".")[0]
+        matrix = coded[origin]
+        streams = dict(zip(STREAM_NAMES, matrix.tensors(), strict=True))
+        prefix, module_name = name.removesuffix("weight"), name.rpartition(".")[0]
         module = modules.get(module_name)
         if module is None:
             raise ValueError(f"{path}: {name}: the model has no module {module_name!r}")
         if isinstance(module, CodedModule):
+            state.update({prefix + part: tensor for part, tensor in streams.items()})
             continue
         reason = obstacle(module)
         if reason is not None:
             raise ValueError(f"{path}: {name}: {reason}")
-        matrix = coded[origin]
         if matrix.shape != tuple(module.weight.shape):
             raise ValueError(
                 f"{path}: {name}: a matrix of {list(matrix.shape)}, "
@@ -105,16 +134,8 @@ def load_file(model: nn.Module, path: Path | str, *, checksums: bool = True) -> 
         new = coded_form(module, owners.get(origin, matrix), module.weight.dtype)
         owners.setdefault(origin, new)
         model.set_submodule(module_name, new)
-    for alias, name in aliases.items():
-        state[alias] = state[name]
-    with checksums_compared():  # or not wanted
-        missing, unexpected = model.load_state_dict(state, strict=False, assign=True)
-    if missing or unexpected:
-        what = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is not in the model"
-        raise ValueError(f"{path} does not fit the model: {what}")
-    _tie(model, aliases)
-    sync_tables(model)
-    return model
+        placed.update(prefix + part for part in STREAM_NAMES)
+    return placed
 
 
 def _tie(model: nn.Module, aliases: dict[str, str]) -> None:
@@ -161,17 +182,16 @@ def save_compressed_model(
 
 
 def _save_pretrained(model: Any, folder: Path, max_shard_size: str) -> None:
-    before = getattr(model.config, "quantization_config", None)
+    """As the model does it; config.json says what the folder is, whoever compressed the model."""
     dense = sorted(
         name
         for name, m in model.named_modules()
         if isinstance(m, nn.Linear | nn.Embedding) and not isinstance(m, CodedModule)
     )
-    model.config.quantization_config = quantization_config(dense)
-    try:
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
-    finally:
-        if before is None:
-            del model.config.quantization_config
-        else:
-            model.config.quantization_config = before
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("quantization_config", None)
+    config = compressed_config(config, dense)
+    write_text(path, json.dumps(config, indent=2) + "\n")
+    write_card(folder, config)

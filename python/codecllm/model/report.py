@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-CODED, STORED, SKIPPED, TIED = "coded", "stored", "skipped", "tied"
+import torch
+
+CODED, STORED, SKIPPED, TIED, OTHER = "coded", "stored", "skipped", "tied", "other"
 
 
 @dataclass(frozen=True)
@@ -16,8 +20,10 @@ class LayerReport:
     Attributes:
         name: full name of the module, or of the tensor in a checkpoint.
         status: "coded"; "stored" (coding would not shrink it: kept dense); "skipped" (kept dense
-            for the reason given); "tied" (counted under the name given as reason).
+            for the reason given); "tied" (counted under the name given as reason); "other" (no
+            weight of an nn.Linear or nn.Embedding: norms, biases, experts, convolutions).
         dense_bytes, coded_bytes: before and after, everything counted; equal where kept dense.
+        memory_bytes: of a coded weight in memory, tables included.
     """
 
     name: str
@@ -29,13 +35,48 @@ class LayerReport:
     coded_bytes: int
     weight_format: str = ""
     reason: str = ""
+    memory_bytes: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        shape: Iterable[int],
+        dtype: torch.dtype,
+        status: str,
+        *,
+        kind: str = "tensor",
+        coded_bytes: int | None = None,
+        weight_format: str = "",
+        reason: str = "",
+        memory_bytes: int | None = None,
+    ) -> LayerReport:
+        """A layer whose dense size follows from its shape and dtype. Without `coded_bytes` it stays
+        dense."""
+        shape = tuple(shape)
+        dense = math.prod(shape) * dtype.itemsize
+        return cls(
+            name=name,
+            kind=kind,
+            shape=shape,
+            dtype=str(dtype).removeprefix("torch."),
+            status=status,
+            dense_bytes=dense,
+            coded_bytes=dense if coded_bytes is None else coded_bytes,
+            weight_format=weight_format,
+            reason=reason,
+            memory_bytes=memory_bytes,
+        )
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> LayerReport:
+        """The inverse of dataclasses.asdict(), also after JSON; unknown fields are left out."""
+        known = {k: v for k, v in data.items() if k in cls.__dataclass_fields__}
+        return cls(**{**known, "shape": tuple(data["shape"])})
 
     @property
     def weights(self) -> int:
-        n = 1
-        for size in self.shape:
-            n *= size
-        return n
+        return math.prod(self.shape)
 
     @property
     def bits_per_weight(self) -> float:
@@ -43,13 +84,44 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What the weights of a whole model take when it is loaded: parameters and buffers.
+
+    Attributes:
+        plain_bytes: without compression.
+        bytes: with it, in mode "fused"; tables included.
+        dense: the part of `bytes` that is not coded, by what it is or why; largest first.
+    """
+
+    plain_bytes: int
+    bytes: int
+    dense: dict[str, int]
+
+    @property
+    def share(self) -> float:
+        return self.bytes / max(1, self.plain_bytes)
+
+    def line(self) -> str:
+        """One line for people. What is below a hundredth of all is left out."""
+        line = f"in memory {_mib(self.bytes)} of {_mib(self.plain_bytes)} MiB"
+        line += f" ({100 * self.share:.1f} %)"
+        large = [f"{_mib(n)} {k}" for k, n in self.dense.items() if 100 * n >= self.bytes]
+        return f"{line}; dense: {', '.join(large)}" if large else line
+
+
+@dataclass(frozen=True)
 class CompressionReport:
-    """All layers, and totals over the coded ones and over everything."""
+    """All layers, and totals over the coded ones and over everything.
+
+    Attributes:
+        memory: of the loaded model; None where it is not known (`extra["memory_unknown"]`: why).
+    """
 
     format: str
     layers: tuple[LayerReport, ...]
     seconds: float = 0.0
     extra: dict[str, Any] = field(default_factory=dict)
+    memory: Memory | None = None
 
     def of(self, *status: str) -> list[LayerReport]:
         """Layers with one of these statuses."""
@@ -91,6 +163,28 @@ class CompressionReport:
         )
         return f"{line}, {self.seconds:.1f} s, {rate:.0f} MiB/s" if self.seconds else line
 
+    def lines(self) -> list[str]:
+        """All that people should read: line(), what stays dense in the file, memory, leavings."""
+        lines = [self.line()]
+        kept: dict[str, list[LayerReport]] = {}
+        for layer in self.of(SKIPPED, STORED):
+            kept.setdefault(layer.reason, []).append(layer)
+        for reason, layers in kept.items():
+            size = _mib(sum(layer.coded_bytes for layer in layers))
+            lines.append(
+                f"dense: {_count(len(layers), 'matrix', 'matrices')}, {size} MiB: {reason}"
+            )
+        if self.memory is not None:
+            lines.append(self.memory.line())
+        elif "memory_unknown" in self.extra:
+            lines.append(f"in memory: not known, {self.extra['memory_unknown']}")
+        if left_out := self.extra.get("left_out"):
+            size = _mib(sum(left_out.values()))
+            shown = ", ".join(list(left_out)[:4]) + (", ..." if len(left_out) > 4 else "")
+            files = _count(len(left_out), "file", "files")
+            lines.append(f"left out: {files} of other weights, {size} MiB: {shown}")
+        return lines
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "format": self.format,
@@ -100,6 +194,7 @@ class CompressionReport:
             "ratio": self.ratio,
             "bits_per_weight": self.bits_per_weight,
             "seconds": self.seconds,
+            "memory": asdict(self.memory) if self.memory else None,
             **self.extra,
             "layers": [{**asdict(x), "bits_per_weight": x.bits_per_weight} for x in self.layers],
         }
@@ -110,13 +205,8 @@ class CompressionReport:
     @staticmethod
     def from_dict(data: dict[str, Any]) -> CompressionReport:
         """The inverse of to_dict()."""
-        known = LayerReport.__dataclass_fields__
-        layers = tuple(
-            LayerReport(
-                **{**{k: v for k, v in x.items() if k in known}, "shape": tuple(x["shape"])}
-            )
-            for x in data["layers"]
-        )
+        layers = tuple(LayerReport.from_dict(x) for x in data["layers"])
+        memory = Memory(**data["memory"]) if data.get("memory") else None
         derived = {
             "format",
             "coded_layers",
@@ -125,12 +215,17 @@ class CompressionReport:
             "ratio",
             "bits_per_weight",
             "seconds",
+            "memory",
             "layers",
         }
         extra = {k: v for k, v in data.items() if k not in derived}
-        return CompressionReport(data["format"], layers, data["seconds"], extra)
+        return CompressionReport(data["format"], layers, data["seconds"], extra, memory)
 
 
 def _mib(n: int) -> str:
     mib = n / 2**20
     return f"{mib:.0f}" if mib >= 100 else f"{mib:.1f}" if mib >= 1 else f"{mib:.3f}"
+
+
+def _count(n: int, one: str, many: str) -> str:
+    return f"{n} {one if n == 1 else many}"

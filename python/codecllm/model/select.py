@@ -1,4 +1,4 @@
-"""Which modules to compress: predicates `(full name, module) -> bool` to pass or to combine."""
+"""Which modules to compress: predicates `(full name, module) -> bool`, and what a model forbids."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from collections.abc import Callable
 from torch import nn
 
 Predicate = Callable[[str, nn.Module], bool]
+
+POSITION_TABLE = re.compile(
+    r"(^|\.)(wpe|embed_positions|position_embeddings?|token_type_embeddings"
+    r"|relative_attention_bias)\.weight$"
+)
+"""Small tables that models of transformers read, slice and initialise in ways of their own."""
 
 
 def by_size(min_weights: int) -> Predicate:
@@ -39,3 +45,13 @@ def by_regex(include: str | None = None, exclude: str | None = None) -> Predicat
 def all_of(*predicates: Predicate) -> Predicate:
     """Modules that every predicate accepts."""
     return lambda name, module: all(p(name, module) for p in predicates)
+
+
+def kept_dense(model: nn.Module, name: str) -> str:
+    """Why a transformers model needs the dense weight of a module, or ""."""
+    if hasattr(model, "_init_weights") and POSITION_TABLE.search(f"{name}.weight"):
+        return "a position or type table"
+    rescaled = name.endswith((".attention.output", ".feed_forward.value"))
+    if rescaled and any(hasattr(m, "_rescale_layers") for m in model.modules()):
+        return "the model's code divides it in place"  # RWKV, before it generates
+    return ""

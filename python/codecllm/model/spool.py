@@ -33,19 +33,19 @@ class Spool:
         metadata = {"origin": self.origin, "tensor": name}
         write_tensors(self.path(name), items, metadata, sync=False)
 
-    def kept_format(self, name: str) -> str:
-        """Weight format of a matrix that an earlier run left; "" if there is none."""
+    def kept(self, name: str) -> CodedMatrix | None:
+        """A matrix that an earlier run left."""
         path = self.path(name)
         try:
             with TensorFile(path) as f:
                 if f.metadata != {"origin": self.origin, "tensor": name}:
-                    return ""
-                return CodedMatrix(*(f.read(n) for n in STREAM_NAMES)).check().info.fmt.name
+                    return None
+                return CodedMatrix(*(f.read(n) for n in STREAM_NAMES)).check()
         except FileNotFoundError:
-            return ""
+            return None
         except (CorruptStreamError, UnsupportedFormatError, KeyError):
             path.unlink()  # power failed while it was written: nothing is lost but time
-            return ""
+            return None
 
     def items(self, name: str) -> list[Item]:
         """The four streams of a kept matrix, to be written under `<module>.weight...`."""

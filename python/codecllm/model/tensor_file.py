@@ -160,9 +160,8 @@ class TensorFile:
             row_bytes = nbytes // max(1, shape[0])
             begin, nbytes = begin + start * row_bytes, (stop - start) * row_bytes
             shape = (stop - start, *shape[1:])
-        out = torch.empty(
-            nbytes, dtype=torch.uint8, device="cpu"
-        )  # also inside `with device("meta")`
+        # The device is named for calls inside `with torch.device("meta")`.
+        out = torch.empty(nbytes, dtype=torch.uint8, device="cpu")
         self._read_into(memoryview(out.numpy()), begin, name)
         return out.view(entry.torch_dtype).reshape(shape)
 
@@ -174,6 +173,11 @@ class TensorFile:
             view = memoryview(buffer)[: min(CHUNK, entry.nbytes - at)]
             self._read_into(view, entry.begin + at, name)
             yield view
+
+    def item(self, name: str) -> Item:
+        """The tensor as it is, to be written to another file; read only then."""
+        entry = self.entries[name]
+        return Item(name, entry.torch_dtype, entry.shape, lambda: self.chunks(name))
 
     def _read_into(self, view: memoryview, begin: int, name: str) -> None:
         at = 0

@@ -42,6 +42,17 @@ def check_format(name: str) -> str:
     return name
 
 
+def _require_backend(backend: str) -> None:
+    if backend != "auto":
+        info = codecllm_ops.backend_info()
+        running = [info[device] for device in ("cpu", "cuda") if info.get(device)]
+        if backend not in running:
+            raise codecllm_ops.BackendUnavailableError(
+                f"backend {backend!r} does not run here, {' and '.join(running)} does; "
+                "CODECLLM_BACKEND chooses (`codecllm doctor` shows what is there)"
+            )
+
+
 @dataclass(frozen=True)
 class Codec:
     """How tensors are coded. Holds options only, so that it is cheap to make and safe to share.
@@ -54,6 +65,7 @@ class Codec:
 
     Raises:
         ValueError: an option out of range.
+        BackendUnavailableError: the demanded backend is not the one that runs here.
     """
 
     backend: str = "auto"
@@ -63,6 +75,7 @@ class Codec:
 
     def __post_init__(self) -> None:
         check_options(self.tile_cols, self.scale_bits, self.predictor)
+        _require_backend(self.backend)
 
     def encode_matrix(self, weight: torch.Tensor, format: str = "lossless") -> CodedMatrix:
         """Codes a matrix.
@@ -119,14 +132,6 @@ def load_codec(backend: str = "auto", **options: Any) -> Codec:
     Raises:
         BackendUnavailableError: the demanded backend is not the one that runs here.
     """
-    if backend != "auto":
-        info = codecllm_ops.backend_info()
-        running = [info[device] for device in ("cpu", "cuda") if info.get(device)]
-        if backend not in running:
-            raise codecllm_ops.BackendUnavailableError(
-                f"backend {backend!r} does not run here, {' and '.join(running)} does; "
-                "CODECLLM_BACKEND chooses (`codecllm doctor` shows what is there)"
-            )
     return Codec(backend=backend, **options)
 
 
