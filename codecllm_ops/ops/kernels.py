@@ -124,7 +124,6 @@ LIBRARY.impl("encode", _encode, "CompositeExplicitAutograd")
 LIBRARY.impl("decode", _decode, "CompositeExplicitAutograd")
 LIBRARY.impl("decode.out", _decode_out, "CompositeExplicitAutograd")
 LIBRARY.impl("decode_rows", _decode_rows, "CompositeExplicitAutograd")
-LIBRARY.impl("_decode_rows_converted", _decode_rows, "CompositeExplicitAutograd")
 # Where a compiled kernel passes: on a GPU that it has no code for Triton may have one.
 LIBRARY.impl("_decode_then_linear", _decode_linear, "CompositeExplicitAutograd")
 # The compiled libraries' own kernels come before this one.
@@ -134,7 +133,7 @@ _override: Library | None = None
 
 
 def _rebind() -> None:
-    """Puts this file's kernels before compiled ones that are loaded but not wanted."""
+    """Puts this file's decode_linear before compiled kernels that are loaded but not wanted."""
     global _override
     if _override is not None:
         _override._destroy()
@@ -145,7 +144,6 @@ def _rebind() -> None:
             warnings.simplefilter("ignore")
             for key in keys:
                 _override.impl("decode_linear", _decode_linear, key)
-                _override.impl("decode_rows", _decode_rows, key)
 
 
 registry.on_change(_rebind)

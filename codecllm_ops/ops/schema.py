@@ -32,8 +32,8 @@ _PLAIN = "Tensor stream, Tensor raw, Tensor index, Tensor table, int rows, int c
 INTERNAL = {
     "_decode_into": f"({_PLAIN}, Tensor(a!) out) -> ()",
     "_decode_rows_words": f"(Tensor ids, {_PLAIN}) -> Tensor",
+    "_decode_rows_native": f"(Tensor ids, {_PLAIN}) -> Tensor",  # CPU: of the coded dtype
     "_decode_then_linear": PUBLIC["decode_linear"],
-    "_decode_rows_converted": PUBLIC["decode_rows"],
     "_count_values": "(Tensor words, int cols, int format) -> Tensor",
     "_count_pairs": (
         "(Tensor words, int cols, int format, int tile_cols, int predictor, int pad_value) "

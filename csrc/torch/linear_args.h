@@ -43,7 +43,7 @@ inline void check_product(const Tensor& x, const Operand& coded, const OptTensor
              "codecllm::decode_linear: the last dimension of x must be ", cols, ", it is ",
              x.dim() ? x.size(x.dim() - 1) : 0);
   if (bias) {
-    bias = torch::stable::contiguous(*bias);
+    bias = as_contiguous(*bias);
     check_tensor(*bias, x.scalar_type(), 1, op, "bias", stream);
     CLLM_CHECK(bias->size(0) == rows, "codecllm::decode_linear: bias of ", bias->size(0), " for ",
                rows, " rows");
@@ -66,7 +66,7 @@ inline std::vector<int64_t> output_shape(const Tensor& x, int64_t rows, int64_t&
   return shape;
 }
 
-// dtype of a weight format's words, by kind; nothing for a format that does not exist.
+// dtype of words, by kind.
 constexpr ScalarType dtype_of(Float<8, 7, true>) { return ScalarType::BFloat16; }
 constexpr ScalarType dtype_of(Float<5, 10, true>) { return ScalarType::Half; }
 constexpr ScalarType dtype_of(Float<8, 23, true>) { return ScalarType::Float; }
@@ -74,22 +74,11 @@ constexpr ScalarType dtype_of(Float<4, 3, false>) { return ScalarType::Float8_e4
 constexpr ScalarType dtype_of(Float<5, 2, true>) { return ScalarType::Float8_e5m2; }
 constexpr ScalarType dtype_of(Integer<8>) { return ScalarType::Char; }
 
-inline std::optional<ScalarType> word_dtype(int format) {
-  std::optional<ScalarType> found;
+// `format` exists.
+inline ScalarType word_dtype(int format) {
+  ScalarType found = ScalarType::Byte;
   with_format(format, [&](auto f) { found = dtype_of(typename decltype(f)::Kind{}); });
   return found;
-}
-
-// decode_rows in Python: any ids, scales, another dtype.
-inline Tensor decode_rows_converted(const Tensor& ids, const Operand& coded, const OptTensor& scale,
-                                    const std::optional<ScalarType>& dtype) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 10> stack{
-      from(ids),   from(coded.stream), from(coded.raw),  from(coded.index),       from(coded.table),
-      from(scale), from(coded.rows),   from(coded.cols), from(coded.layout_word), from(dtype)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("codecllm::_decode_rows_converted", "",
-                                                      stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
 // decode and F.linear in Python (codecllm_ops/ops/kernels.py): where nothing is to be decoded, or

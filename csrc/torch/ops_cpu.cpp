@@ -57,6 +57,7 @@ Status parallel_tile_rows(const CodedView& view, int64_t first, int64_t last, in
   const int64_t ranges = std::min<int64_t>(pairs, torch::stable::get_num_threads());
   if (ranges <= 0) return {};
   ScratchBuffer scratch(bytes * ranges);
+  if (ranges == 1) return f(first, last, scratch.get());
   SharedStatus status;
   torch::stable::parallel_for(0, ranges, 1, [&](int64_t lo, int64_t hi) {
     for (int64_t r = lo; r < hi; ++r) {
@@ -101,6 +102,7 @@ void copy_rows(const Tensor& ids, const Operand& coded, const CodedView& view, u
       memcpy(to + i * row_bytes, view.stream + id[i] * row_bytes, size_t(row_bytes));
     return;
   }
+  if (n == 1) return check_status(decode_rows(view, id, 0, 1, to), "decode_rows");
   SharedStatus status;
   torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
     status.merge(decode_rows(view, id, begin, end, to));
@@ -120,22 +122,18 @@ Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& 
   return out;
 }
 
-// The common case, an embedding in the dtype that is coded, without a detour through Python; all
-// else is decoded, scaled and cast there.
-Tensor decode_rows_op(const Tensor& ids, const Tensor& stream, const Tensor& raw,
-                      const Tensor& index, const Tensor& table, OptTensor scale, int64_t rows,
-                      int64_t cols, int64_t layout_word, std::optional<ScalarType> dtype) {
+// Rows `ids` [...] as [..., cols] of the dtype that is coded, without scales.
+Tensor decode_rows_native(const Tensor& ids, const Tensor& stream, const Tensor& raw,
+                          const Tensor& index, const Tensor& table, int64_t rows, int64_t cols,
+                          int64_t layout_word) {
+  const char* op = "decode_rows";
   const Operand coded(stream, raw, index, table, rows, cols, layout_word);
-  const bool plain = ids.is_cpu() && ids.scalar_type() == ScalarType::Long && ids.is_contiguous();
-  const std::optional<ScalarType> native = word_dtype(coded.layout.format);
-  if (!plain || scale || coded.layout.scale_kind != kNoScale || !native ||
-      dtype.value_or(*native) != *native)
-    return decode_rows_converted(ids, coded, scale, dtype);
-  const CodedView view = coded_view(coded, "decode_rows");
+  const CodedView view = coded_view(coded, op);
+  check_tensor(ids, ScalarType::Long, ids.dim(), op, "ids", stream);
   std::vector<int64_t> shape;
   for (int64_t d = 0; d < ids.dim(); ++d) shape.push_back(ids.size(d));
   shape.push_back(cols);
-  Tensor out = torch::stable::new_empty(stream, shape, *native);
+  Tensor out = make_empty(stream, shape, word_dtype(coded.layout.format));
   copy_rows(ids, coded, view, (uint8_t*)out.mutable_data_ptr());
   return out;
 }
@@ -144,7 +142,9 @@ struct LinearCall {
   CodedView view;
   Layout layout;
   Dtype dtype;
-  Tensor x;  // [M, K], contiguous
+  Tensor x;                    // [..., K], contiguous
+  int64_t m;                   // rows of x
+  std::vector<int64_t> shape;  // of the result
   OptTensor scale, bias;
 
   Scale weight_scale() const {
@@ -154,8 +154,8 @@ struct LinearCall {
 
 // Decoded weights live in registers and the first-level cache only.
 Tensor fused_linear(const LinearCall& c) {
-  const int64_t m = c.x.size(0), rows = c.view.rows, cols = c.view.cols;
-  Tensor out = torch::stable::new_empty(c.x, {m, rows});
+  const int64_t m = c.m, rows = c.view.rows, cols = c.view.cols;
+  Tensor out = make_empty(c.x, c.shape, c.x.scalar_type());
   const Kernels& k = kernels();
   const bool as_bf16 = packs_bf16(k, c.view, c.dtype);
   ScratchBuffer packed(packed_bytes(m, cols, as_bf16));
@@ -188,7 +188,8 @@ Tensor aten_linear(const Tensor& x, const Tensor& weight, const OptTensor& bias)
 // Decodes a block of rows into a scratch that stays in the outer caches, then the library's GEMM.
 Tensor gemm_linear(const LinearCall& c) {
   constexpr int64_t kBlockBytes = 4 << 20;
-  const int64_t m = c.x.size(0), rows = c.view.rows, cols = c.view.cols;
+  const int64_t m = c.m, rows = c.view.rows, cols = c.view.cols;
+  const Tensor x = c.x.dim() == 2 ? c.x : torch::stable::view(c.x, {m, cols});
   const int64_t row_bytes = cols * (c.dtype == Dtype::f32 ? 4 : 2);
   const int64_t block = std::max<int64_t>(4, kBlockBytes / (row_bytes * kTileRows) / 2 * 2);
   const Kernels& k = kernels();
@@ -208,9 +209,9 @@ Tensor gemm_linear(const LinearCall& c) {
     OptTensor bias = c.bias;
     if (bias) bias = torch::stable::narrow(*bias, 0, row0, n);
     Tensor to_out = torch::stable::narrow(out, 1, row0, n);
-    torch::stable::copy_(to_out, aten_linear(c.x, weight, bias));
+    torch::stable::copy_(to_out, aten_linear(x, weight, bias));
   }
-  return out;
+  return c.x.dim() == 2 ? out : torch::stable::view(out, c.shape);
 }
 
 // Rows of x from which on decoding once and calling the library's GEMM is faster. Measured with
@@ -227,20 +228,17 @@ Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, c
   const Dtype dtype = activation_dtype(x);
   check_product(x, coded, scale, bias);
   if (layout.stored()) return decode_then_linear(x, coded, scale, bias);
-  LinearCall c = {view, layout, dtype, torch::stable::contiguous(x), scale, bias};
-  int64_t m = 1;
-  const std::vector<int64_t> shape = output_shape(x, rows, m);
-  if (m == 0 || rows == 0) return torch::stable::new_empty(x, shape);
+  LinearCall c = {view, layout, dtype, as_contiguous(x), 1, {}, scale, bias};
+  c.shape = output_shape(x, rows, c.m);
+  if (c.m == 0 || rows == 0) return make_empty(x, c.shape, x.scalar_type());
   if (cols == 0) {  // no products: the bias, or zero
-    Tensor out = torch::stable::new_empty(x, shape);
+    Tensor out = make_empty(x, c.shape, x.scalar_type());
     const void* b = bias ? bias->const_data_ptr() : nullptr;
-    for (int64_t i = 0; i < m * rows; ++i)
+    for (int64_t i = 0; i < c.m * rows; ++i)
       store_float(out.mutable_data_ptr(), c.dtype, i, b ? load_float(b, c.dtype, i % rows) : 0.f);
     return out;
   }
-  if (x.dim() != 2) c.x = torch::stable::view(c.x, {m, cols});
-  Tensor out = m < gemm_from.load() ? fused_linear(c) : gemm_linear(c);
-  return x.dim() == 2 ? out : torch::stable::view(out, shape);
+  return c.m < gemm_from.load() ? fused_linear(c) : gemm_linear(c);
 }
 
 int64_t set_gemm_from(int64_t rows) { return gemm_from.exchange(rows); }
@@ -375,7 +373,7 @@ std::string available_isas() {
 STABLE_TORCH_LIBRARY_IMPL(codecllm, CPU, m) {
   m.impl("_decode_into", TORCH_BOX(&codecllm::decode_into));
   m.impl("_decode_rows_words", TORCH_BOX(&codecllm::decode_rows_words));
-  m.impl("decode_rows", TORCH_BOX(&codecllm::decode_rows_op));
+  m.impl("_decode_rows_native", TORCH_BOX(&codecllm::decode_rows_native));
   m.impl("decode_linear", TORCH_BOX(&codecllm::decode_linear));
   m.impl("_count_values", TORCH_BOX(&codecllm::count_values_op));
   m.impl("_count_pairs", TORCH_BOX(&codecllm::count_pairs_op));
