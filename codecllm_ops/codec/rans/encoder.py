@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ...format import scales
+from ...format.geometry import MAX_TILE_COLS, default_tile_cols
 from ...format.head import (
     MAX_INDEX,
     MAX_SCALE_BITS,
@@ -16,7 +17,6 @@ from ...format.head import (
     Head,
     Segment,
 )
-from ...format.layout import MAX_TILE_COLS, default_tile_cols
 from ...format.weight_formats import WeightFormat, choose
 from ..coded import CodedMatrix
 from ..stored import head_of

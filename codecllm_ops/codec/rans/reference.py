@@ -13,8 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...format.errors import CorruptStreamError
-from ...format.head import ESCAPE, MAX_INDEX, Head, Segment
-from ...format.layout import (
+from ...format.geometry import (
     GROUP_COLS,
     LANES,
     PAIRS_PER_GROUP,
@@ -26,10 +25,9 @@ from ...format.layout import (
     record_ints,
     round_up,
 )
+from ...format.head import ESCAPE, MAX_INDEX, RANS_L, Head, Segment
 from ...format.weight_formats import WeightFormat
 from .tables import choose_window, padding_value, plan_segment
-
-RANS_L = 1 << 16
 
 
 def pair_position(lane: int, j: int) -> tuple[int, int]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from ....codec.rans.tables import TABLE_HEADER
 from ....format.errors import CorruptStreamError
+from ....format.geometry import STREAM_ALIGN, STREAM_PAD, record_ints
 from ....format.head import MAX_LEN_BITS
-from ....format.layout import STREAM_ALIGN, STREAM_PAD, record_ints
 from .arguments import Coded
 from .source_rans import SOURCE, Code
 

@@ -41,6 +41,7 @@ def containers(plane_bits: int, groups: int) -> int:
 
 
 def raw_tile_bytes(fmt: WeightFormat, tile_cols: int) -> int:
+    """Raw plane of a tile with so many columns, padded to whole groups."""
     groups = ceil_div(tile_cols, GROUP_COLS)
     return 4 * LANES * sum(containers(p.bits, groups) for p in fmt.planes)
 
