@@ -43,11 +43,13 @@ def cut(coded: CodedMatrix, head: Head, rows: slice, cols: slice) -> tuple:
 
 
 def join(parts: list[CodedMatrix], head: Head) -> tuple:
+    """The same for parts below each other."""
     stream = torch.cat([p.stream for p in parts])
     return head, stream, parts[0].raw, parts[0].index
 
 
 def encode(words: torch.Tensor, like: Head) -> tuple[torch.Tensor, ...]:
+    """The words themselves, with the scales of `like`."""
     head = head_of(like.fmt, *words.shape, like.scale, like.scale_kind)
     body = words.contiguous().view(torch.uint8) if words.numel() else words.new_empty(0)
     nothing = np.zeros(0, np.int32)

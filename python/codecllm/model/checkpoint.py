@@ -29,7 +29,7 @@ MIN_WEIGHTS = 4096  # below, the head outweighs what coding saves
 # Methods that keep each weight as fp8 under its own name. The tensors are coded as they are.
 _FP8_METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors")
 
-_SOURCE_DTYPES = {f.dtype for f in WEIGHT_FORMATS.values() if f.dtype != torch.int8}
+_SOURCE_DTYPES = {f.dtype for f in WEIGHT_FORMATS.values() if not f.scaled}
 
 # Two-dimensional weights that are not read through nn.Linear or nn.Embedding, as far as names tell.
 _NOT_OURS = (

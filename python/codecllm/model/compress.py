@@ -35,7 +35,7 @@ from .report import CODED, OTHER, SKIPPED, STORED, TIED, CompressionReport, Laye
 from .select import Predicate, kept_dense
 from .skeleton import compressed_memory, own_tensors, resident_bytes
 
-_CODED_DTYPES = {f.dtype for f in WEIGHT_FORMATS.values() if f.dtype != torch.int8}
+_CODED_DTYPES = {f.dtype for f in WEIGHT_FORMATS.values() if not f.scaled}
 
 
 @torch.inference_mode(False)  # else streams would be inference tensors, which autograd cannot save
