@@ -110,7 +110,6 @@ FORMATS: dict[str, WeightFormat] = {
 
 
 def by_id(format_id: int) -> WeightFormat:
-    """Raises UnsupportedFormatError."""
     for f in FORMATS.values():
         if f.id == format_id:
             return f
