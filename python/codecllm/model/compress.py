@@ -124,10 +124,8 @@ def _compress_group(
     execution: Execution,
 ) -> list[LayerReport]:
     modules = {name: model.get_submodule(name) for name in names}
-    reason = next(
-        (r for n, m in modules.items() if (r := _refusal(model, n, m, should_compress))), ""
-    )
-    if reason:
+    refusals = (_refusal(model, n, m, should_compress) for n, m in modules.items())
+    if reason := next(filter(None, refusals), None):
         return _reports(modules, SKIPPED, reason)
     weight = modules[names[0]].weight
     coded = codec.encode_matrix(weight, format)
@@ -145,14 +143,14 @@ def _compress_group(
 
 def _refusal(
     model: nn.Module, name: str, module: nn.Module, should_compress: Predicate | None
-) -> str:
+) -> str | None:
     if should_compress is not None and not should_compress(name, module):
         return "should_compress said no"
     if module.weight.dtype not in _CODED_DTYPES:
         return f"{module.weight.dtype} is not a coded dtype"
     if module.weight.numel() == 0:
         return "no weights"
-    return kept_dense(model, name) or obstacle(module) or ""
+    return kept_dense(model, name) or obstacle(module)
 
 
 def _reports(
