@@ -16,10 +16,12 @@ STREAM_PAD = 16  # zero bytes after the last tile
 
 
 def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
     return -(-a // b)
 
 
 def round_up(a: int, b: int) -> int:
+    """The next multiple of b."""
     return ceil_div(a, b) * b
 
 

@@ -43,6 +43,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Head:
+    """Everything of a matrix but its planes and index: what is on the wire, parsed."""
+
     fmt: WeightFormat
     rows: int
     cols: int

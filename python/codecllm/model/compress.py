@@ -19,8 +19,6 @@ from codecllm_ops.codec.coded import CodedMatrix
 from codecllm_ops.format import FORMATS as WEIGHT_FORMATS
 
 from ..nn import (
-    EXACT,
-    FUSED,
     Codec,
     CodedModule,
     Execution,
@@ -30,6 +28,7 @@ from ..nn import (
     obstacle,
 )
 from ..nn.codec import check_format
+from ..nn.execution import exact_or_fused
 from .plugins import after_compressing
 from .report import CODED, OTHER, SKIPPED, STORED, TIED, CompressionReport, LayerReport
 from .select import Predicate, kept_dense
@@ -69,7 +68,7 @@ def compress_model_weights(
     check_format(format)
     if isinstance(model, nn.Linear | nn.Embedding):
         raise ValueError(_one_module(model))
-    codec, execution = codec or Codec(), EXACT if exact else FUSED
+    codec, execution = codec or Codec(), exact_or_fused(exact)
     start = time.perf_counter()
     layers: list[LayerReport] = []
 
