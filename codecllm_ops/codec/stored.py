@@ -49,7 +49,6 @@ def join(parts: list[CodedMatrix], head: Head) -> tuple:
 
 
 def encode(words: torch.Tensor, like: Head) -> tuple[torch.Tensor, ...]:
-    """The words themselves, with the scales of `like`."""
     head = head_of(like.fmt, *words.shape, like.scale, like.scale_kind)
     body = words.contiguous().view(torch.uint8) if words.numel() else words.new_empty(0)
     nothing = np.zeros(0, np.int32)
