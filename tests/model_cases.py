@@ -40,6 +40,26 @@ def ids():
     return torch.tensor([[1, 2, 3, 95]])
 
 
+def tiny_llama(dtype=torch.bfloat16, **options):
+    """A Llama of transformers with random weights.
+
+    Args:
+        options: for LlamaConfig.
+    """
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**{**sizes, **options})
+    # Not .to(dtype): that would cast the rotary frequencies too, which loading does not.
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
 def make_folder(folder, shards=2, width=64, vocab=256, seed=0, dtype=torch.bfloat16, layers=2):
     """A Llama-shaped checkpoint without a model: enough for the folder tools."""
     generator = torch.Generator().manual_seed(seed)

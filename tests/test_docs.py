@@ -40,6 +40,22 @@ def test_make_targets_exist(page, command):
     subprocess.run([*shlex.split(command), "-n"], cwd=ROOT, check=True, capture_output=True)
 
 
+FILES = re.compile(r"`((?:codecllm_ops|python|csrc|tests|tools|bench)/[\w./-]+)`")
+SHORT = re.compile(r"`([\w/]+\.(?:py|h|cuh|cu|cpp))`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=PAGE_IDS)
+def test_files_that_pages_name_exist(page):
+    """Recipes list files; names without a folder are of one somewhere."""
+    text = page.read_text()
+    assert [f for f in FILES.findall(text) if not (ROOT / f).exists()] == []
+    folders = ("codecllm_ops", "python", "csrc", "tests", "tools", "bench")
+    there = [f"/{f.relative_to(ROOT)}" for d in folders for f in (ROOT / d).rglob("*.*")]
+    there.append("/setup.py")
+    short = [f for f in SHORT.findall(text) if not any(t.endswith(f"/{f}") for t in there)]
+    assert short == []
+
+
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     """A folder with `path/to/model`: a tiny random Llama and a tokenizer of words."""

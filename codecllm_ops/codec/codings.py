@@ -55,4 +55,5 @@ NAMES = tuple(_ROOMS)
 
 
 def room(name: str) -> Coding:
+    """The room of that coding."""
     return cast(Coding, _ROOMS[name])

@@ -43,6 +43,7 @@ def cut(coded: CodedMatrix, head: Head, rows: slice, cols: slice) -> tuple:
 
 
 def join(parts: list[CodedMatrix], head: Head) -> tuple:
+    """The same for parts below each other."""
     stream = torch.cat([p.stream for p in parts])
     return head, stream, parts[0].raw, parts[0].index
 

@@ -1,8 +1,8 @@
 """The coded matrix on the wire: docs/format.md in Python. Knows nothing of torch kernels."""
 
 from .errors import CorruptStreamError, UnsupportedFormatError
+from .geometry import GROUP_COLS, LANES, TILE_ROWS, Grid
 from .head import Head, Segment
-from .layout import GROUP_COLS, LANES, TILE_ROWS, Grid
 from .weight_formats import FORMATS, Plane, WeightFormat, by_dtype, by_id
 
 __all__ = [

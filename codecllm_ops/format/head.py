@@ -10,12 +10,13 @@ import numpy as np
 
 from . import scales
 from .errors import CorruptStreamError, UnsupportedFormatError
-from .layout import MAX_TILE_COLS, STREAM_ALIGN, STREAM_PAD, Grid, record_ints
+from .geometry import MAX_TILE_COLS, STREAM_ALIGN, STREAM_PAD, Grid, record_ints
 from .weight_formats import WeightFormat, by_id
 
 MAGIC = b"CLLM"
 VERSION = 1
 ESCAPE = 1023
+RANS_L = 1 << 16  # least state of a lane
 MAX_INDEX = 30  # of a residual inside the window
 MIN_SCALE_BITS, MAX_SCALE_BITS = 8, 11
 MAX_LEN_BITS = 16
@@ -42,6 +43,8 @@ class Segment:
 
 @dataclass(frozen=True)
 class Head:
+    """Everything of a matrix but its planes and index: what is on the wire, parsed."""
+
     fmt: WeightFormat
     rows: int
     cols: int

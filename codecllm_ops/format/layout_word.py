@@ -14,6 +14,7 @@ import functools
 from typing import NamedTuple
 
 from .errors import CorruptStreamError
+from .scales import SCALE_KINDS
 from .weight_formats import WeightFormat, by_id
 
 FIELDS = (  # name, first bit, bits
@@ -27,7 +28,6 @@ FIELDS = (  # name, first bit, bits
 _KNOWN_BITS = sum((1 << bits) - 1 << first for _, first, bits in FIELDS)
 
 CODINGS = ("rans", "stored")  # by number; 2 is kept for a coding of fixed length
-SCALE_KINDS = 3
 
 
 class Layout(NamedTuple):
@@ -48,7 +48,11 @@ class Layout(NamedTuple):
     def unpack(word: int) -> Layout:
         """Raises CorruptStreamError for bits without a meaning."""
         found = Layout(*(word >> first & (1 << bits) - 1 for _, first, bits in FIELDS))
-        if word & ~_KNOWN_BITS or found.scale_kind >= SCALE_KINDS or found.coding >= len(CODINGS):
+        if (
+            word & ~_KNOWN_BITS
+            or found.scale_kind not in SCALE_KINDS
+            or found.coding >= len(CODINGS)
+        ):
             raise CorruptStreamError(f"corrupt layout: {word:#x} has unknown bits")
         return found
 

@@ -11,7 +11,7 @@ import torch
 from .errors import CorruptStreamError, UnsupportedFormatError
 from .weight_formats import WeightFormat
 
-NO_SCALE, TENSOR_SCALE, ROW_SCALE = 0, 1, 2
+NO_SCALE, TENSOR_SCALE, ROW_SCALE = SCALE_KINDS = range(3)
 _AT_ONCE = 1 << 24  # weights scaled at once: float32 in between is up to four times the words
 
 
@@ -21,6 +21,7 @@ def expected_scales(kind: int, rows: int) -> int:
 
 
 def kind_of(scale: torch.Tensor | None) -> int:
+    """What an encoder is given tells its kind by its size."""
     if scale is None:
         return NO_SCALE
     return TENSOR_SCALE if scale.numel() == 1 else ROW_SCALE
@@ -31,7 +32,7 @@ def check(fmt: WeightFormat, scale: torch.Tensor | None, rows: int) -> None:
     if scale is None:
         return
     if not fmt.scaled:
-        raise UnsupportedFormatError(f"encode: {fmt.name} takes no scale, only int8 does")
+        raise UnsupportedFormatError(f"encode: {fmt.name} takes no scale, only integers do")
     if scale.dtype != torch.float32 or scale.dim() != 1 or scale.numel() not in (1, rows):
         raise ValueError(
             f"encode: scale is {scale.dtype} {list(scale.shape)}, not float32 [1] or [{rows}]"
@@ -41,6 +42,7 @@ def check(fmt: WeightFormat, scale: torch.Tensor | None, rows: int) -> None:
 
 
 def pack(scale: np.ndarray | None) -> bytes:
+    """The inverse of parse()."""
     return b"" if scale is None else np.ascontiguousarray(scale, dtype="<f4").tobytes()
 
 
@@ -50,7 +52,7 @@ def parse(data: bytes, kind: int, fmt: WeightFormat, rows: int) -> np.ndarray | 
     Raises:
         CorruptStreamError: their number or existence contradicts kind and format.
     """
-    if kind not in (NO_SCALE, TENSOR_SCALE, ROW_SCALE):
+    if kind not in SCALE_KINDS:
         raise CorruptStreamError(f"head: scale kind {kind} does not exist")
     n = expected_scales(kind, rows)
     if len(data) != 4 * n:

@@ -94,7 +94,7 @@ def _refuse_batched_matrix(op: str, in_dims: Operand) -> None:
 @register_vmap("codecllm::decode_linear", lib=LIBRARY)
 def _(info, in_dims, x, *args):
     coded, bias = Operand.leading(args)
-    x_dim, bias_dim = in_dims[0], in_dims[_BIAS] if len(args) > 8 else None
+    x_dim, bias_dim = in_dims[0], in_dims[_BIAS] if len(in_dims) > _BIAS else None
     _refuse_batched_matrix("decode_linear", Operand(*in_dims[1:_BIAS]))
     rank = x.dim() - (x_dim is not None)  # of one sample
     if x_dim is not None:

@@ -28,6 +28,7 @@ def same_device(op: str, coded: Operand, **others: torch.Tensor | None) -> None:
 
 
 def scale_fits(op: str, coded: Operand) -> None:
+    """The matrix has as many scales as its layout says, float32."""
     expected = expected_scales(Layout.unpack(coded.layout).scale_kind, coded.rows)
     scale = coded.scale
     if (scale is None) != (expected == 0):
@@ -40,11 +41,13 @@ def scale_fits(op: str, coded: Operand) -> None:
 
 
 def ids_fit(ids: torch.Tensor) -> None:
+    """Whatever their values: those are the backend's to look at."""
     if ids.dtype not in (torch.int64, torch.int32):
         raise RuntimeError(f"codecllm::decode_rows: ids are {ids.dtype}, not int64 or int32")
 
 
 def out_fits(coded: Operand, out: torch.Tensor) -> None:
+    """`out` has the matrix's shape; any dtype and strides."""
     if out.shape != (coded.rows, coded.cols):
         raise RuntimeError(
             f"codecllm::decode: out is {list(out.shape)}, the matrix {[coded.rows, coded.cols]}"
@@ -52,6 +55,7 @@ def out_fits(coded: Operand, out: torch.Tensor) -> None:
 
 
 def product_fits(x: torch.Tensor, coded: Operand, bias: torch.Tensor | None) -> None:
+    """x [..., cols] and bias [rows] are of one dtype that activations have."""
     op, rows, cols = "decode_linear", coded.rows, coded.cols
     same_device(op, coded, x=x, bias=bias)
     if x.dtype not in ACTIVATIONS:

@@ -34,7 +34,7 @@ struct CodedView {
   CLLM_HD int groups(int64_t col_tile) const { return column_tiles().groups(col_tile); }
 };
 
-// Runtime table header, filled by codecllm_ops/codec/tables.py.
+// Runtime table header, filled by codecllm_ops/codec/rans/tables.py.
 enum SegmentField { kWindowBase, kSeed, kFirstRow, kRows, kFirstTileRow };
 
 enum class Corruption { none, index, stream };

@@ -1,6 +1,6 @@
 // The rANS decode step and its slot table (docs/format.md, section 6). The step is written once for
-// plain integers and SIMD registers. CUDA has one of its own (csrc/cuda/rans/lane.cuh), on entries in
-// another order, and shares the constants.
+// plain integers and SIMD registers. CUDA has one of its own (csrc/cuda/rans/lane.cuh), on entries
+// in another order, and shares the constants.
 //
 // Traps:
 // * A step needs at most one word: x >= 2^16 before it leaves x >= 2^(16 - scale_bits), so one

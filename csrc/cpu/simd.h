@@ -1,5 +1,5 @@
 // The vector register of this translation unit's instruction set, with the few operations that a
-// decode step needs. The decode loop (decode_tile.h) is written once on top of it.
+// decode step needs. The decode loop (source_rans.h) is written once on top of it.
 //
 //   reg           W unsigned 32-bit lanes
 //   Words         four 16-bit words per lane, the next ones of its stream

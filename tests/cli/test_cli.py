@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("typer")
 
 from cli_cases import run
+from model_cases import tiny_llama
 
 
 def test_the_whole_way(folder, tmp_path):
@@ -82,17 +83,7 @@ def test_generate_prints_only_new_text(tmp_path):
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<unk>")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-    )
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(tmp_path / "src")
+    tiny_llama(num_hidden_layers=1).save_pretrained(tmp_path / "src")
     fast.save_pretrained(tmp_path / "src")
     assert run("compress", tmp_path / "src", tmp_path / "dst").returncode == 0
     common = ("--prompt", "w3 w5", "--max-new-tokens", "6", "--json")

@@ -10,7 +10,7 @@ from cases import CONTENTS, EMPTY_SHAPES, SHAPES, all_patterns, every_content, e
 from codecllm_ops.codec.rans import reference
 from codecllm_ops.codec.rans.reference import lane_lengths
 from codecllm_ops.format import FORMATS, CorruptStreamError, Head
-from codecllm_ops.format.layout import record_ints
+from codecllm_ops.format.geometry import record_ints
 
 
 def round_trip(words, fmt, **options):

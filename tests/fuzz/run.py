@@ -46,6 +46,7 @@ def build(optimize: int = 1) -> Path:
     sources = [(ROOT / s, setup.isa_of(s)) for s in kernel_sources(setup)]
     sources.append((Path(__file__).with_name("fuzz_kernels.cpp"), None))
     inputs = [ROOT / "setup.py", Path(__file__), *(ROOT / "csrc").rglob("*.h")]
+    inputs += Path(__file__).parent.glob("*.h")
     newest = max(p.stat().st_mtime for p in inputs)
     plain = [f for f in setup.CXX_FLAGS if not f.startswith(("-O", "-g"))] + [MORE_FORMATS]
 

@@ -11,22 +11,14 @@ transformers = pytest.importorskip("transformers")
 
 import codecllm  # noqa: E402
 from codecllm.nn import CodedModule  # noqa: E402
+from model_cases import tiny_llama  # noqa: E402
 
 IDS = torch.tensor([[1, 2, 3, 4, 100]])
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
 def model(request):
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        tie_word_embeddings=request.param,
-    )
-    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    return tiny_llama(tie_word_embeddings=request.param)
 
 
 @torch.inference_mode()

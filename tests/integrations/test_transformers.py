@@ -15,25 +15,13 @@ transformers = pytest.importorskip("transformers")
 import codecllm  # noqa: E402
 from codecllm.model.checkpoint import Checkpoint  # noqa: E402
 from codecllm.nn import STREAM_NAMES, CodedModule, CompressedEmbedding  # noqa: E402
+from model_cases import tiny_llama  # noqa: E402
 
 IDS = torch.tensor([[1, 2, 3, 4, 100]])
 
 
 def llama(tie=True, **kwargs):
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        tie_word_embeddings=tie,
-        attention_bias=True,
-        **kwargs,
-    )
-    # Not .to(bfloat16): that would cast the rotary frequencies too, which loading does not.
-    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    return tiny_llama(tie_word_embeddings=tie, attention_bias=True, **kwargs)
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import codecllm
+from model_cases import tiny_llama
 
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
@@ -18,16 +19,7 @@ SOME = ["q_proj", "v_proj"]
 
 def both():
     """A dense model, and the same compressed one in exact mode."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=128,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        tie_word_embeddings=False,
-    )
-    dense = transformers.AutoModelForCausalLM.from_config(config).eval()
+    dense = tiny_llama(torch.float32, tie_word_embeddings=False)
     model = copy.deepcopy(dense)
     codecllm.compress_model_weights(model, exact=True)
     return dense, model

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from ...format.errors import CorruptStreamError
+from ...format.geometry import STREAM_PAD, TILE_ROWS, ceil_div
 from ...format.head import Head
-from ...format.layout import STREAM_PAD, TILE_ROWS, ceil_div
 from . import parts, tables
 from .index import read_index
 

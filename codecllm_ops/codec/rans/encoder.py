@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ...format import scales
+from ...format.geometry import MAX_TILE_COLS, default_tile_cols
 from ...format.head import (
     MAX_INDEX,
     MAX_SCALE_BITS,
@@ -16,7 +17,6 @@ from ...format.head import (
     Head,
     Segment,
 )
-from ...format.layout import MAX_TILE_COLS, default_tile_cols
 from ...format.weight_formats import WeightFormat, choose
 from ..coded import CodedMatrix
 from ..stored import head_of
@@ -44,13 +44,16 @@ class EncoderKernels(Protocol):
 def check_options(tile_cols: int | None, scale_bits: int, predictor: str) -> None:
     """Raises ValueError for an option out of range: before a tensor is read, and by name."""
     if predictor not in (*PREDICTORS, "auto"):
-        raise ValueError(f"encode: predictor {predictor!r} is not one of none, left, auto")
+        known = ", ".join((*PREDICTORS, "auto"))
+        raise ValueError(f"encode: predictor {predictor!r} is not one of {known}")
     if tile_cols is not None and (tile_cols % 16 or not 16 <= tile_cols <= MAX_TILE_COLS):
         raise ValueError(
             f"encode: tile_cols {tile_cols} is not a multiple of 16 from 16 to {MAX_TILE_COLS}"
         )
     if not MIN_SCALE_BITS <= scale_bits <= MAX_SCALE_BITS:
-        raise ValueError(f"encode: scale_bits {scale_bits} outside 8..11")
+        raise ValueError(
+            f"encode: scale_bits {scale_bits} outside {MIN_SCALE_BITS}..{MAX_SCALE_BITS}"
+        )
 
 
 def encode(

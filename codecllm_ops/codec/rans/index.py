@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...format.layout import LANES, STREAM_ALIGN, record_ints
+from ...format.geometry import LANES, STREAM_ALIGN, record_ints
 
 
 def len_bits_of(lengths: np.ndarray) -> int:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ...format.geometry import STREAM_PAD, TILE_ROWS, ceil_div
 from ...format.head import MAX_SEGMENTS, Head
-from ...format.layout import STREAM_PAD, TILE_ROWS, ceil_div
 from .index import read_index, sizes_of, write_index
 
 if TYPE_CHECKING:

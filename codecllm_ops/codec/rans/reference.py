@@ -13,8 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from ...format.errors import CorruptStreamError
-from ...format.head import ESCAPE, MAX_INDEX, Head, Segment
-from ...format.layout import (
+from ...format.geometry import (
     GROUP_COLS,
     LANES,
     PAIRS_PER_GROUP,
@@ -26,10 +25,9 @@ from ...format.layout import (
     record_ints,
     round_up,
 )
+from ...format.head import ESCAPE, MAX_INDEX, RANS_L, Head, Segment
 from ...format.weight_formats import WeightFormat
 from .tables import choose_window, padding_value, plan_segment
-
-RANS_L = 1 << 16
 
 
 def pair_position(lane: int, j: int) -> tuple[int, int]:
@@ -39,6 +37,7 @@ def pair_position(lane: int, j: int) -> tuple[int, int]:
 
 
 def rotate_left(x: int, by: int) -> int:
+    """Of 32 bits."""
     by %= 32
     return (x << by | x >> (32 - by)) & 0xFFFFFFFF
 
@@ -165,16 +164,19 @@ def pack_raw(tile: np.ndarray, fmt: WeightFormat) -> bytes:
 
 
 def container_at(i: int, lane: int, count: int) -> int:
+    """Where container i of a lane is in its plane of a tile: quads (section 5)."""
     q = i // 4
     return 4 * LANES * q + min(4, count - 4 * q) * lane + i % 4
 
 
 def index_len_bits(tile_lengths: list[list[int]]) -> int:
+    """Bits that the differences of lane lengths take (section 7)."""
     spread = max((max(lengths) - min(lengths) for lengths in tile_lengths), default=0)
     return max(1, int(spread).bit_length())
 
 
 def pack_record(offset: int, segment: int, lengths: list[int], len_bits: int) -> np.ndarray:
+    """A tile's record of the index, int32 (section 7)."""
     shortest = min(lengths)
     packed = 0
     for lane, length in enumerate(lengths):
@@ -240,6 +242,7 @@ def decode(head: Head, stream: bytes, raw: bytes, index: np.ndarray) -> np.ndarr
 
 
 def lane_lengths(record: np.ndarray, len_bits: int) -> list[int]:
+    """Words of each lane, from a record."""
     packed = int.from_bytes(record[2:].astype("<u4").tobytes(), "little")
     mask = (1 << len_bits) - 1
     shortest = int(record[1]) & 0xFFFF

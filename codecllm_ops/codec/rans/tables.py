@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...format.geometry import TILE_ROWS, ceil_div
 from ...format.head import ESCAPE, MAX_INDEX, Head, Segment
 from ...format.weight_formats import WeightFormat
 
@@ -114,7 +115,7 @@ def runtime_table(head: Head) -> np.ndarray:
         line[:5] = s.window_base, s.seed, row, s.rows, tile_row
         line[TABLE_HEADER:] = slot_table(s, head.scale_bits)
         row += s.rows
-        tile_row += -(-s.rows // 16)
+        tile_row += ceil_div(s.rows, TILE_ROWS)
     return out.view(np.int32)
 
 

@@ -16,6 +16,7 @@ _table: dict[str, Backend] = {}
 
 
 def register(backend: Backend) -> None:
+    """What the module of a backend calls."""
     _table[backend.name] = backend
 
 

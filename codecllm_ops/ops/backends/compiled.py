@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from ...codec.operand import Operand
-from ...format.layout_word import Layout
 from .. import schema  # noqa: F401  (a compiled library implements ops that must exist)
 from .protocol import Backend
 
@@ -43,7 +42,3 @@ class CompiledBackend(Backend):
     def decode_rows_words(self, ids: torch.Tensor, coded: Operand) -> torch.Tensor:
         stream, raw, index, table, _, *rest = coded
         return torch.ops.codecllm._decode_rows_words(ids, stream, raw, index, table, *rest)
-
-
-def word_bytes(coded: Operand) -> int:
-    return Layout.unpack(coded.layout).fmt.word_bytes

@@ -10,6 +10,7 @@ from ...format.layout_word import Layout
 
 
 def is_stored(coded: Operand) -> bool:
+    """Whether there is nothing to decode."""
     return Layout.unpack(coded.layout).stored
 
 

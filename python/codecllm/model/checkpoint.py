@@ -29,7 +29,7 @@ MIN_WEIGHTS = 4096  # below, the head outweighs what coding saves
 # Methods that keep each weight as fp8 under its own name. The tensors are coded as they are.
 _FP8_METHODS = ("fp8", "fbgemm_fp8", "compressed-tensors")
 
-_SOURCE_DTYPES = {f.dtype for f in WEIGHT_FORMATS.values() if f.dtype != torch.int8}
+_SOURCE_DTYPES = {f.dtype for f in WEIGHT_FORMATS.values() if not f.scaled}
 
 # Two-dimensional weights that are not read through nn.Linear or nn.Embedding, as far as names tell.
 _NOT_OURS = (
@@ -290,21 +290,22 @@ def _check_index(folder: Path, where: dict[str, TensorFile]) -> None:
             raise CorruptStreamError(f"{folder}: {missing[0]} is in {INDEX} but in no shard")
 
 
+def is_candidate(entry: Entry) -> bool:
+    """Whether a tensor of a checkpoint may be coded: a floating `*.weight` with two dimensions."""
+    named = entry.name.endswith(".weight") and len(entry.shape) == 2
+    return named and entry.torch_dtype in _SOURCE_DTYPES
+
+
 def refusal(
     entry: Entry, model_type: str, skip: re.Pattern[str] | None, *, loads_coded: bool = True
 ) -> str | None:
-    """Why a tensor of a checkpoint is not coded; "" means it is; None: it is no candidate.
+    """Why a candidate is not coded, or None: it is.
 
-    Names and shapes decide, so that no model needs to be built: a candidate is a floating
-    `*.weight` with two dimensions.
+    Names and shapes decide, so that no model needs to be built.
 
     Args:
         loads_coded: False where all is decoded before a module sees it: then any matrix will do.
     """
-    if not entry.name.endswith(".weight") or len(entry.shape) != 2:
-        return None
-    if entry.torch_dtype not in _SOURCE_DTYPES:
-        return None
     if skip is not None and skip.search(entry.name):
         return "--skip"
     if loads_coded:
@@ -315,4 +316,4 @@ def refusal(
             return "Conv1D, not nn.Linear"
     if entry.numel < MIN_WEIGHTS:
         return f"fewer than {MIN_WEIGHTS} weights"
-    return ""
+    return None

@@ -19,8 +19,6 @@ from codecllm_ops.codec.coded import CodedMatrix
 from codecllm_ops.format import FORMATS as WEIGHT_FORMATS
 
 from ..nn import (
-    EXACT,
-    FUSED,
     Codec,
     CodedModule,
     Execution,
@@ -30,12 +28,13 @@ from ..nn import (
     obstacle,
 )
 from ..nn.codec import check_format
+from ..nn.execution import exact_or_fused
 from .plugins import after_compressing
 from .report import CODED, OTHER, SKIPPED, STORED, TIED, CompressionReport, LayerReport
 from .select import Predicate, kept_dense
 from .skeleton import compressed_memory, own_tensors, resident_bytes
 
-_CODED_DTYPES = {f.dtype for f in WEIGHT_FORMATS.values() if f.dtype != torch.int8}
+_CODED_DTYPES = {f.dtype for f in WEIGHT_FORMATS.values() if not f.scaled}
 
 
 @torch.inference_mode(False)  # else streams would be inference tensors, which autograd cannot save
@@ -69,7 +68,7 @@ def compress_model_weights(
     check_format(format)
     if isinstance(model, nn.Linear | nn.Embedding):
         raise ValueError(_one_module(model))
-    codec, execution = codec or Codec(), EXACT if exact else FUSED
+    codec, execution = codec or Codec(), exact_or_fused(exact)
     start = time.perf_counter()
     layers: list[LayerReport] = []
 
@@ -124,10 +123,8 @@ def _compress_group(
     execution: Execution,
 ) -> list[LayerReport]:
     modules = {name: model.get_submodule(name) for name in names}
-    reason = next(
-        (r for n, m in modules.items() if (r := _refusal(model, n, m, should_compress))), ""
-    )
-    if reason:
+    refusals = (_refusal(model, n, m, should_compress) for n, m in modules.items())
+    if reason := next(filter(None, refusals), None):
         return _reports(modules, SKIPPED, reason)
     weight = modules[names[0]].weight
     coded = codec.encode_matrix(weight, format)
@@ -145,14 +142,14 @@ def _compress_group(
 
 def _refusal(
     model: nn.Module, name: str, module: nn.Module, should_compress: Predicate | None
-) -> str:
+) -> str | None:
     if should_compress is not None and not should_compress(name, module):
         return "should_compress said no"
     if module.weight.dtype not in _CODED_DTYPES:
         return f"{module.weight.dtype} is not a coded dtype"
     if module.weight.numel() == 0:
         return "no weights"
-    return kept_dense(model, name) or obstacle(module) or ""
+    return kept_dense(model, name) or obstacle(module)
 
 
 def _reports(

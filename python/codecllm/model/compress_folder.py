@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from ..nn import Codec
 from ..nn.codec import check_format
-from .checkpoint import REPORT, Checkpoint, refusal
+from .checkpoint import REPORT, Checkpoint, is_candidate, refusal
 from .config_file import VERSION, compressed_config
 from .folder_files import (
     Meter,
@@ -137,11 +137,13 @@ def compress_checkpoint(
 
 def _plan(
     source: Checkpoint, skip: re.Pattern[str] | None, skeleton: Skeleton | None
-) -> dict[str, str]:
-    """Candidates by name: "" to code it, or why not."""
+) -> dict[str, str | None]:
+    """Candidates by name: why not to code it, or None."""
     plan = candidates(source, skip, skeleton)
-    if not any(reason == "" for reason in plan.values()):
-        reasons = "; ".join(sorted(set(plan.values()))) or "no two-dimensional *.weight"
+    if None not in plan.values():
+        reasons = (
+            "; ".join(sorted({r for r in plan.values() if r})) or "no two-dimensional *.weight"
+        )
         raise ValueError(f"{source.folder}: no compressible tensor ({reasons})")
     return plan
 
@@ -155,17 +157,17 @@ def skeleton_of(source: Checkpoint) -> tuple[Skeleton | None, str]:
 
 def candidates(
     source: Checkpoint, skip: re.Pattern[str] | None, skeleton: Skeleton | None
-) -> dict[str, str]:
-    """Two-dimensional weights by name: "" to code it, or why not. Names tell, or the skeleton."""
+) -> dict[str, str | None]:
+    """Candidates by name: why not to code it, or None. Names tell, or the skeleton."""
     model_type = str(source.config.get("model_type", ""))
-    plan = {}
+    plan: dict[str, str | None] = {}
     for name in source.where:
         entry = source.entry(name)
-        reason = refusal(entry, model_type, skip, loads_coded=not source.is_fp8)
-        if reason == "" and skeleton is not None:
-            reason = skeleton.refusal(name)
-        if reason is not None:
-            plan[name] = reason
+        if not is_candidate(entry):
+            continue
+        plan[name] = refusal(entry, model_type, skip, loads_coded=not source.is_fp8)
+        if plan[name] is None and skeleton is not None:
+            plan[name] = skeleton.refusal(name)
     return plan
 
 
@@ -179,7 +181,7 @@ class _Coded(NamedTuple):
 def _compress_shard(
     work: Workspace,
     file: TensorFile,
-    plan: dict[str, str],
+    plan: dict[str, str | None],
     codec: Codec,
     format: str,
     jobs: int,
@@ -197,7 +199,7 @@ def _compress_shard(
             work.spool.put(name, coded)
         return _Coded(coded.info.fmt.name, resident_bytes(coded))
 
-    names = [name for name in file.entries if plan.get(name) == ""]
+    names = [name for name in file.entries if name in plan and plan[name] is None]
     in_spool: dict[str, _Coded | None] = {}
     with ThreadPoolExecutor(jobs) as pool:
         futures = {name: pool.submit(code, name) for name in names}
@@ -228,7 +230,7 @@ def _compress_shard(
         if name in in_spool:
             layers.append(layer(STORED, reason="coding does not shrink it"))
         else:
-            layers.append(layer(SKIPPED if name in plan else OTHER, reason=plan.get(name, "")))
+            layers.append(layer(SKIPPED if name in plan else OTHER, reason=plan.get(name) or ""))
             meter.add(name, entry.nbytes)
     write_tensors(
         work.folder / file.path.name, items, {"format": "pt", "codecllm_version": str(VERSION)}

@@ -219,7 +219,14 @@ def estimate_checkpoint(
         skeleton, unknown = skeleton_of(source)
         plan = candidates(source, pattern, skeleton)
         for name in source.where:
-            layers.append(_estimated(source, name, plan.get(name), codec, format))
+            if name in plan and plan[name] is None:
+                layers.append(_estimated(source, name, codec, format))
+            else:
+                entry, status = source.entry(name), SKIPPED if name in plan else OTHER
+                reason = plan.get(name) or ""
+                layers.append(
+                    LayerReport.of(name, entry.shape, entry.torch_dtype, status, reason=reason)
+                )
             meter.add(name, source.entry(name).nbytes)
         left_out = other_files(source)[1]
     extra = {
@@ -233,14 +240,10 @@ def estimate_checkpoint(
     return CompressionReport(format, tuple(layers), 0.0, extra, memory)
 
 
-def _estimated(
-    source: Checkpoint, name: str, reason: str | None, codec: Codec, format: str
-) -> LayerReport:
-    """`reason`: "" if the tensor would be coded, None if it is no candidate."""
+def _estimated(source: Checkpoint, name: str, codec: Codec, format: str) -> LayerReport:
+    """What would become of a tensor that is coded."""
     entry = source.entry(name)
     layer = partial(LayerReport.of, name, entry.shape, entry.torch_dtype)
-    if reason != "":
-        return layer(OTHER if reason is None else SKIPPED, reason=reason or "")
     coded = codec.encode_matrix(_sample(source, name), format)
     info = coded.info
     scales = 0 if info.scale is None else 4 * (entry.shape[0] - info.rows)

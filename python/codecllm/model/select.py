@@ -47,11 +47,11 @@ def all_of(*predicates: Predicate) -> Predicate:
     return lambda name, module: all(p(name, module) for p in predicates)
 
 
-def kept_dense(model: nn.Module, name: str) -> str:
-    """Why a transformers model needs the dense weight of a module, or ""."""
+def kept_dense(model: nn.Module, name: str) -> str | None:
+    """Why a transformers model needs the dense weight of a module, or None."""
     if hasattr(model, "_init_weights") and POSITION_TABLE.search(f"{name}.weight"):
         return "a position or type table"
     rescaled = name.endswith((".attention.output", ".feed_forward.value"))
     if rescaled and any(hasattr(m, "_rescale_layers") for m in model.modules()):
         return "the model's code divides it in place"  # RWKV, before it generates
-    return ""
+    return None

@@ -42,14 +42,14 @@ class Skeleton:
         except AttributeError:
             return module_name, None, converted
 
-    def refusal(self, name: str) -> str:
-        """Why loading could not use a coded `name`; "" where it can."""
+    def refusal(self, name: str) -> str | None:
+        """Why loading could not use a coded `name`, or None: it can."""
         _, module, converted = self.module_of(name)
         if converted:
             return "merged with others into one weight while loading"
         if module is not None and not isinstance(module, nn.Linear | nn.Embedding):
             return f"{type(module).__name__}, not nn.Linear"
-        return ""
+        return None
 
     def memory(self, layers: Iterable[LayerReport]) -> Memory:
         """What the model takes when tensors are coded as `layers` say."""

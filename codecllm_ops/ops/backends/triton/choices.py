@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import triton.language as tl
 
-from ....format.layout import ceil_div
+from ....format.geometry import ceil_div
 from ....format.weight_formats import WeightFormat
 from .formats import holds
 

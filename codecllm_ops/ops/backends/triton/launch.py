@@ -8,7 +8,7 @@ import functools
 import torch
 import triton
 
-from ....format.layout import GROUP_COLS, ceil_div, round_up
+from ....format.geometry import GROUP_COLS, ceil_div, round_up
 from ....format.scales import ROW_SCALE
 from . import decode as decode_kernels
 from . import linear as linear_kernels

@@ -13,13 +13,12 @@ import torch
 from ....codec.operand import Operand
 from ....format import layout_word
 from ....format.errors import CorruptStreamError
-from ....format.layout import (
+from ....format.geometry import (
     GROUP_COLS,
     MAX_TILE_COLS,
     TILE_ROWS,
-    ceil_div,
+    Grid,
     raw_tile_bytes,
-    round_up,
 )
 from ....format.layout_word import Layout
 from ....format.weight_formats import WeightFormat
@@ -80,13 +79,11 @@ def plan_of(word: int, rows: int, cols: int) -> Plan:
         raise CorruptStreamError(f"corrupt layout: tile_cols {width}")
     coding = CODINGS[layout_word.CODINGS[layout.coding]]
     code = coding.code_of(layout)
-    col_tiles, raw_tile, raw_row = ceil_div(cols, width), raw_tile_bytes(fmt, width), 0
-    if cols:
-        last = round_up(cols - (col_tiles - 1) * width, GROUP_COLS)
-        raw_row = (col_tiles - 1) * raw_tile + raw_tile_bytes(fmt, last)
+    grid = Grid(fmt, (rows,), cols, width)
     return Plan(
         coding, fmt, format_of(fmt, code), coding.is_wide(code), layout.scale_kind,
-        rows, cols, width, ceil_div(rows, TILE_ROWS), col_tiles, raw_row, raw_tile,
+        rows, cols, width, grid.tile_rows, grid.col_tiles, grid.raw_row_bytes,
+        raw_tile_bytes(fmt, width),
     )  # fmt: skip
 
 

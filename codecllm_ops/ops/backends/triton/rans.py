@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from ....codec.rans.tables import TABLE_HEADER
 from ....format.errors import CorruptStreamError
-from ....format.head import MAX_LEN_BITS
-from ....format.layout import STREAM_ALIGN, STREAM_PAD, record_ints
+from ....format.geometry import STREAM_ALIGN, STREAM_PAD, record_ints
+from ....format.head import MAX_LEN_BITS, MAX_SCALE_BITS, MIN_SCALE_BITS
 from .arguments import Coded
 from .source_rans import SOURCE, Code
 
@@ -20,7 +20,7 @@ __all__ = ["SOURCE", "check", "code_of", "is_wide"]
 
 def code_of(layout: Layout) -> Code:
     """What the source knows at compile time. Raises CorruptStreamError."""
-    if not 8 <= layout.scale_bits <= 11:
+    if not MIN_SCALE_BITS <= layout.scale_bits <= MAX_SCALE_BITS:
         raise CorruptStreamError(f"corrupt layout: scale_bits {layout.scale_bits}")
     return Code(layout.scale_bits, bool(layout.predictor))
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from cases import ALL_FORMATS, every_format
 from codecllm_ops.format import FORMATS, Grid
+from codecllm_ops.format.geometry import MAX_TILE_COLS, default_tile_cols, raw_tile_bytes
 from codecllm_ops.format.head import MAX_DIM
-from codecllm_ops.format.layout import MAX_TILE_COLS, default_tile_cols, raw_tile_bytes
 
 
 @given(

@@ -16,10 +16,12 @@ STREAM_PAD = 16  # zero bytes after the last tile
 
 
 def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
     return -(-a // b)
 
 
 def round_up(a: int, b: int) -> int:
+    """The next multiple of b."""
     return ceil_div(a, b) * b
 
 
@@ -41,6 +43,7 @@ def containers(plane_bits: int, groups: int) -> int:
 
 
 def raw_tile_bytes(fmt: WeightFormat, tile_cols: int) -> int:
+    """Raw plane of a tile with so many columns, padded to whole groups."""
     groups = ceil_div(tile_cols, GROUP_COLS)
     return 4 * LANES * sum(containers(p.bits, groups) for p in fmt.planes)
 
