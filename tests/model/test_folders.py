@@ -341,3 +341,31 @@ def test_peak_memory_is_a_few_tensors_not_the_shard(tmp_path):
 def test_peak_memory_of_800_mb(tmp_path):
     src = big_folder(tmp_path / "src", shards=8, rows=4096)  # 16 MiB tensors, 96 MiB shards
     assert peak_above_idle(src, tmp_path / "dst", jobs=2) < 400e6
+
+
+def test_notes_of_an_index_come_back(folder, tmp_path):
+    index = folder / "model.safetensors.index.json"
+    notes = {"total_parameters": 7, "total_size": 0}
+    index.write_text(json.dumps({**json.loads(index.read_text()), "metadata": notes}))
+    codecllm.compress_checkpoint(folder, tmp_path / "dst")
+    codecllm.decompress_checkpoint(tmp_path / "dst", tmp_path / "back")
+    back = json.loads((tmp_path / "back" / index.name).read_text())["metadata"]
+    size = sum(t.numel() * t.element_size() for t in tensors(folder).values())
+    assert back == {"total_parameters": 7, "total_size": size}
+
+
+@pytest.mark.parametrize("part", ["weight_raw", "weight_index"])
+def test_a_stream_that_is_missing_is_named(make_checkpoint, tmp_path, part):
+    src, dst = make_checkpoint(tmp_path / "src", shards=1), tmp_path / "dst"
+    (src / "model.safetensors.index.json").unlink()
+    codecllm.compress_checkpoint(src, dst)
+    (path,) = dst.glob("*.safetensors")
+    missing = f"model.layers.0.self_attn.q_proj.{part}"
+    save_file({k: v for k, v in load_file(path).items() if k != missing}, path)
+    for read in (
+        lambda: codecllm.checkpoint_info(dst),
+        lambda: codecllm.verify_checkpoint(dst),
+        lambda: codecllm.decompress_checkpoint(dst, tmp_path / "back"),
+    ):
+        with pytest.raises(codecllm.CorruptStreamError, match=f"{missing} is missing"):
+            read()

@@ -244,7 +244,7 @@ def _write_rest(
     sharded: bool,
 ) -> None:
     if sharded:
-        write_index(work.folder, weight_map, report.coded_bytes)
+        write_index(work.folder, weight_map, report.coded_bytes, source)
     dense = sorted(
         row.name.removesuffix(".weight")
         for row in report.of(SKIPPED, STORED)
