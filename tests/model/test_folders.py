@@ -343,6 +343,21 @@ def test_peak_memory_of_800_mb(tmp_path):
     assert peak_above_idle(src, tmp_path / "dst", jobs=2) < 400e6
 
 
+def test_tensors_of_every_dtype_are_carried_along(folder, tmp_path):
+    """Scales of microscaled checkpoints are F8_E8M0; nothing of that is coded."""
+    path = next(folder.glob("*.safetensors"))
+    left = [torch.float8_e8m0fnu, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.complex64]
+    others = {f"{d}.weight": torch.ones(64, 64).to(d) for d in left}
+    save_file({**load_file(path), **others}, path, metadata={"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": {**weight_map, **dict.fromkeys(others, path.name)}}))
+    codecllm.compress_checkpoint(folder, tmp_path / "dst")
+    assert codecllm.verify_checkpoint(folder, tmp_path / "dst").ok
+    codecllm.decompress_checkpoint(tmp_path / "dst", tmp_path / "back")
+    assert_same_folder(folder, tmp_path / "back")
+
+
 def test_notes_of_an_index_come_back(folder, tmp_path):
     index = folder / "model.safetensors.index.json"
     notes = {"total_parameters": 7, "total_size": 0}
