@@ -358,6 +358,19 @@ def test_tensors_of_every_dtype_are_carried_along(folder, tmp_path):
     assert_same_folder(folder, tmp_path / "back")
 
 
+def test_notes_of_a_shard_come_back(folder, tmp_path):
+    path = next(folder.glob("*.safetensors"))
+    save_file(load_file(path), path, metadata={"format": "pt", "made by": "Müller"})
+    codecllm.compress_checkpoint(folder, tmp_path / "dst")
+    codecllm.decompress_checkpoint(tmp_path / "dst", tmp_path / "back")
+    notes = []
+    for where in ("dst", "back"):
+        with safe_open(tmp_path / where / path.name, framework="pt") as f:
+            notes.append(f.metadata())
+    before = {"format": "pt", "made by": "Müller"}
+    assert notes == [{**before, "codecllm_version": "1"}, before]
+
+
 def test_notes_of_an_index_come_back(folder, tmp_path):
     index = folder / "model.safetensors.index.json"
     notes = {"total_parameters": 7, "total_size": 0}

@@ -230,9 +230,8 @@ def _compress_shard(
         else:
             layers.append(layer(SKIPPED if name in plan else OTHER, reason=plan.get(name, "")))
             meter.add(name, entry.nbytes)
-    write_tensors(
-        work.folder / file.path.name, items, {"format": "pt", "codecllm_version": str(VERSION)}
-    )
+    notes = {**file.notes, "format": "pt", "codecllm_version": str(VERSION)}
+    write_tensors(work.folder / file.path.name, items, notes)
     return layers
 
 

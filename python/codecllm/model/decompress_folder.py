@@ -62,7 +62,7 @@ def decompress_checkpoint(
                 weight_map.update({item.name: shard for item in items})
                 total += sum(item.nbytes for item in items)
                 if work.finished_shard(shard) is None:
-                    write_tensors(work.folder / shard, items, {"format": "pt"})
+                    write_tensors(work.folder / shard, items, {"format": "pt", **file.notes})
                     work.finish_shard(shard, True)
             if len(source.files) > 1:
                 write_index(work.folder, weight_map, total, source)

@@ -102,6 +102,13 @@ class TensorFile:
             self.close()
             raise
 
+    @property
+    def notes(self) -> dict[str, str]:
+        """What the metadata says but for the version of ours: it belongs to the original."""
+        texts = {k: v for k, v in self.metadata.items() if isinstance(v, str)}
+        texts.pop("codecllm_version", None)
+        return texts
+
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
