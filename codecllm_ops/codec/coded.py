@@ -168,13 +168,15 @@ class CodedMatrix:
         return self._moved(where)
 
     def _converted(self, coding: str, options: dict[str, Any]) -> CodedMatrix:
-        words = torch.ops.codecllm.decode(*self.operand)
-        tensors = codings.room(coding).encode(words, self.info, **options)
+        with lasting():
+            words = torch.ops.codecllm.decode(*self.operand)
+            tensors = codings.room(coding).encode(words, self.info, **options)
         converted = CodedMatrix(*tensors)
         return converted.prepare() if self.prepared else converted
 
     def _moved(self, device: torch.device | str) -> CodedMatrix:
-        moved = CodedMatrix(*(t.to(device) for t in self.tensors()))
+        with lasting():
+            moved = CodedMatrix(*(t.to(device) for t in self.tensors()))
         return moved.prepare() if self.prepared and not moved.head.is_meta else moved
 
     def check(self, checksums: bool = True) -> CodedMatrix:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -48,7 +48,10 @@ def join(parts: list[CodedMatrix], head: Head) -> tuple:
     return head, stream, parts[0].raw, parts[0].index
 
 
-def encode(words: torch.Tensor, like: Head) -> tuple[torch.Tensor, ...]:
+def encode(words: torch.Tensor, like: Head, **options: Any) -> tuple[torch.Tensor, ...]:
+    """The words as they are. Raises ValueError for options: there are none."""
+    if options:
+        raise ValueError(f"to({name!r}) takes no options, not {', '.join(options)}")
     head = head_of(like.fmt, *words.shape, like.scale, like.scale_kind)
     body = words.contiguous().view(torch.uint8) if words.numel() else words.new_empty(0)
     nothing = np.zeros(0, np.int32)

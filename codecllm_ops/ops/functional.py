@@ -42,6 +42,17 @@ def encode(
     """
     if weight.is_meta:
         raise ValueError("encode: a tensor on the meta device has no values to encode")
+    if torch.is_inference_mode_enabled():  # autograd could not save the streams
+        with torch.inference_mode(False):
+            return encode(
+                weight,
+                scale=scale,
+                format=format,
+                tile_cols=tile_cols,
+                scale_bits=scale_bits,
+                predictor=predictor,
+                allow_stored=allow_stored,
+            )
     coded = CodedMatrix(
         *torch.ops.codecllm.encode(
             weight,

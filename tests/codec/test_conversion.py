@@ -56,7 +56,7 @@ def test_several_segments_become_one():
 def test_options_are_those_of_the_coding():
     stored = ops.encode(weights(33, 64, BF16), allow_stored=False).to("stored")
     assert stored.to("rans", tile_cols=32).info.tile_cols == 32
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="takes no options, not tile_cols"):
         stored.to("rans").to("stored", tile_cols=32)
     with pytest.raises(ValueError, match="belong to a coding"):
         stored.to("cpu", tile_cols=32)
@@ -70,3 +70,12 @@ def test_nothing_to_do_gives_the_matrix_itself():
 def test_a_matrix_stays_prepared():
     coded = ops.encode(weights(33, 64, BF16), allow_stored=False)
     assert coded.prepared and coded.to("stored").prepared
+
+
+@pytest.mark.parametrize("make", [lambda c: c, lambda c: c.to("stored"), lambda c: c.to("rans")])
+def test_what_is_made_in_inference_mode_serves_training(make):
+    with torch.inference_mode():
+        coded = make(ops.encode(weights(32, 64, BF16)))
+    x = torch.randn(2, 64, requires_grad=True)
+    ops.decode_linear(x, coded).sum().backward()
+    assert torch.allclose(x.grad, ops.decode(coded).float().sum(0).expand(2, -1), atol=1e-4)

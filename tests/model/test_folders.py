@@ -341,3 +341,59 @@ def test_peak_memory_is_a_few_tensors_not_the_shard(tmp_path):
 def test_peak_memory_of_800_mb(tmp_path):
     src = big_folder(tmp_path / "src", shards=8, rows=4096)  # 16 MiB tensors, 96 MiB shards
     assert peak_above_idle(src, tmp_path / "dst", jobs=2) < 400e6
+
+
+def test_tensors_of_every_dtype_are_carried_along(folder, tmp_path):
+    """Scales of microscaled checkpoints are F8_E8M0; nothing of that is coded."""
+    path = next(folder.glob("*.safetensors"))
+    left = [torch.float8_e8m0fnu, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.complex64]
+    others = {f"{d}.weight": torch.ones(64, 64).to(d) for d in left}
+    save_file({**load_file(path), **others}, path, metadata={"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    index.write_text(json.dumps({"weight_map": {**weight_map, **dict.fromkeys(others, path.name)}}))
+    codecllm.compress_checkpoint(folder, tmp_path / "dst")
+    assert codecllm.verify_checkpoint(folder, tmp_path / "dst").ok
+    codecllm.decompress_checkpoint(tmp_path / "dst", tmp_path / "back")
+    assert_same_folder(folder, tmp_path / "back")
+
+
+def test_notes_of_a_shard_come_back(folder, tmp_path):
+    path = next(folder.glob("*.safetensors"))
+    save_file(load_file(path), path, metadata={"format": "pt", "made by": "Müller"})
+    codecllm.compress_checkpoint(folder, tmp_path / "dst")
+    codecllm.decompress_checkpoint(tmp_path / "dst", tmp_path / "back")
+    notes = []
+    for where in ("dst", "back"):
+        with safe_open(tmp_path / where / path.name, framework="pt") as f:
+            notes.append(f.metadata())
+    before = {"format": "pt", "made by": "Müller"}
+    assert notes == [{**before, "codecllm_version": "1"}, before]
+
+
+def test_notes_of_an_index_come_back(folder, tmp_path):
+    index = folder / "model.safetensors.index.json"
+    notes = {"total_parameters": 7, "total_size": 0}
+    index.write_text(json.dumps({**json.loads(index.read_text()), "metadata": notes}))
+    codecllm.compress_checkpoint(folder, tmp_path / "dst")
+    codecllm.decompress_checkpoint(tmp_path / "dst", tmp_path / "back")
+    back = json.loads((tmp_path / "back" / index.name).read_text())["metadata"]
+    size = sum(t.numel() * t.element_size() for t in tensors(folder).values())
+    assert back == {"total_parameters": 7, "total_size": size}
+
+
+@pytest.mark.parametrize("part", ["weight_raw", "weight_index"])
+def test_a_stream_that_is_missing_is_named(make_checkpoint, tmp_path, part):
+    src, dst = make_checkpoint(tmp_path / "src", shards=1), tmp_path / "dst"
+    (src / "model.safetensors.index.json").unlink()
+    codecllm.compress_checkpoint(src, dst)
+    (path,) = dst.glob("*.safetensors")
+    missing = f"model.layers.0.self_attn.q_proj.{part}"
+    save_file({k: v for k, v in load_file(path).items() if k != missing}, path)
+    for read in (
+        lambda: codecllm.checkpoint_info(dst),
+        lambda: codecllm.verify_checkpoint(dst),
+        lambda: codecllm.decompress_checkpoint(dst, tmp_path / "back"),
+    ):
+        with pytest.raises(codecllm.CorruptStreamError, match=f"{missing} is missing"):
+            read()

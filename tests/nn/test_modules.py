@@ -255,15 +255,15 @@ def test_errors_have_their_own_types_and_show_no_paths():
         (codecllm.CorruptStreamError, lambda: damaged(CompressedLinear(dense)).decompress()),
         (IndexError, lambda: embedding(torch.tensor([64]))),
         (IndexError, lambda: embedding(torch.tensor([-1]))),
-        (RuntimeError, lambda: CompressedLinear(dense)(x.double())),
+        (RuntimeError, lambda: CompressedLinear(dense)(x.long())),
         (RuntimeError, lambda: CompressedLinear(dense)(x[:, 1:])),
     ]
     for error, call in calls:
         with pytest.raises(error) as caught:
             call()
         assert str(caught.value).startswith("codecllm::") and "csrc" not in str(caught.value)
-    with pytest.raises(RuntimeError, match=r"x is (torch\.float64|Double), not"):
-        CompressedLinear(dense)(x.double())
+    with pytest.raises(RuntimeError, match=r"x is (torch\.int64|Long), not"):
+        CompressedLinear(dense)(x.long())
 
 
 def test_meta_module_takes_streams_by_assignment():
@@ -368,3 +368,32 @@ def test_autocast_casts_like_a_dense_layer():
     assert ((y.float() - expected.float()).abs() <= bound).all()
     y.float().sum().backward()
     assert x.grad.dtype == torch.float32
+
+
+def test_streams_loaded_in_inference_mode_serve_training():
+    module = CompressedLinear(linear(dtype=torch.float32))
+    other = CompressedLinear(linear(dtype=torch.float32, seed=1), format="int8")
+    assert module.streams[0].shape != other.streams[0].shape
+    with torch.inference_mode():
+        module.load_state_dict(other.state_dict())
+    x = torch.randn(2, 96, requires_grad=True)
+    module(x).sum().backward()
+    assert torch.equal(module(x), other(x)) and not any(s.is_inference() for s in module.streams)
+
+
+def test_a_coded_weight_is_not_parametrized():
+    module, x = CompressedLinear(linear()), torch.randn(2, 96).bfloat16()
+    y = module(x)
+    with pytest.raises(RuntimeError, match="decompress the module first"):
+        nn.utils.parametrizations.weight_norm(module)
+    assert torch.equal(module(x), y)
+
+
+def test_float64_is_decoded_first():
+    """No kernel accumulates in it, and neither modules nor faces refuse it."""
+    dense = linear(dtype=torch.float32)
+    module, x = CompressedLinear(dense).double(), torch.randn(2, 96, dtype=torch.float64)
+    want = dense.double()(x)
+    assert torch.equal(module(x), want)
+    assert torch.equal(F.linear(x, module.weight, module.bias), want)
+    assert torch.equal(x @ module.weight.T + module.bias, x @ dense.weight.T + dense.bias)

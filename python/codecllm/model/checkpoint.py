@@ -111,6 +111,13 @@ class Checkpoint:
         found = isinstance(dtype, torch.dtype) and dtype.is_floating_point
         return dtype if found else torch.bfloat16
 
+    @property
+    def index_metadata(self) -> dict[str, Any]:
+        """What the index says beside the place of every tensor; nothing without an index."""
+        path = self.folder / INDEX
+        found = _read_object(path).get("metadata") if path.is_file() else None
+        return found if isinstance(found, dict) else {}
+
     def entry(self, name: str) -> Entry:
         return self.where[name].entries[name]
 
@@ -163,6 +170,11 @@ class Checkpoint:
                     f"the head says {size}"
                 )
         return info
+
+    def coded_bytes(self, name: str) -> int:
+        """Bytes of the four tensors of a coded matrix; raises as checked_head() does."""
+        self._require_parts(name)
+        return sum(self.entry(part).nbytes for part in self.stream_names(name))
 
     def _require_parts(self, name: str) -> None:
         path = self.where[name].path

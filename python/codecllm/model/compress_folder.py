@@ -232,9 +232,8 @@ def _compress_shard(
         else:
             layers.append(layer(SKIPPED if name in plan else OTHER, reason=plan.get(name) or ""))
             meter.add(name, entry.nbytes)
-    write_tensors(
-        work.folder / file.path.name, items, {"format": "pt", "codecllm_version": str(VERSION)}
-    )
+    notes = {**file.notes, "format": "pt", "codecllm_version": str(VERSION)}
+    write_tensors(work.folder / file.path.name, items, notes)
     return layers
 
 
@@ -246,7 +245,7 @@ def _write_rest(
     sharded: bool,
 ) -> None:
     if sharded:
-        write_index(work.folder, weight_map, report.coded_bytes)
+        write_index(work.folder, weight_map, report.coded_bytes, source)
     dense = sorted(
         row.name.removesuffix(".weight")
         for row in report.of(SKIPPED, STORED)

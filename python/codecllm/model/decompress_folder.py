@@ -62,10 +62,10 @@ def decompress_checkpoint(
                 weight_map.update({item.name: shard for item in items})
                 total += sum(item.nbytes for item in items)
                 if work.finished_shard(shard) is None:
-                    write_tensors(work.folder / shard, items, {"format": "pt"})
+                    write_tensors(work.folder / shard, items, {"format": "pt", **file.notes})
                     work.finish_shard(shard, True)
             if len(source.files) > 1:
-                write_index(work.folder, weight_map, total)
+                write_index(work.folder, weight_map, total, source)
             config = source.config
             if config:
                 text = json.dumps(original_config(config), indent=2) + "\n"
@@ -79,7 +79,7 @@ def decompress_checkpoint(
 def _decoded_item(source: Checkpoint, name: str, layers: list[LayerReport], meter: Meter) -> Item:
     info = source.head(name)
     dtype = info.fmt.dtype if info.scale is None else source.dtype
-    nbytes = sum(source.entry(p).nbytes for p in source.stream_names(name))
+    nbytes = source.coded_bytes(name)
     layer = LayerReport.of(
         name,
         (info.rows, info.cols),

@@ -48,8 +48,10 @@ def refuse_nesting(src: Path, dst: Path) -> None:
         raise ValueError(f"{dst} and {src} must be two folders, none inside the other")
 
 
-def write_index(folder: Path, weight_map: dict[str, str], total: int) -> None:
-    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+def write_index(folder: Path, weight_map: dict[str, str], total: int, source: Checkpoint) -> None:
+    """Writes the index of a folder made from `source`; its other notes (total_parameters) stay."""
+    notes = {**source.index_metadata, "total_size": total}
+    index = {"metadata": notes, "weight_map": dict(sorted(weight_map.items()))}
     write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 

@@ -103,7 +103,7 @@ def _check_alone(packed: Checkpoint, progress: Progress | None, start: float) ->
     for name in coded:
         nbytes += _nbytes(packed.decode(name))
         rounded += packed.head(name).scale is not None
-        meter.add(name, sum(packed.entry(p).nbytes for p in packed.stream_names(name)))
+        meter.add(name, packed.coded_bytes(name))
     seconds = time.perf_counter() - start
     return VerifyResult(len(coded), len(coded), nbytes, seconds, (), rounded)
 
@@ -183,7 +183,7 @@ def checkpoint_info(folder: Path | str) -> CompressionReport:
                     (info.rows, info.cols),
                     info.fmt.dtype,
                     CODED,
-                    coded_bytes=sum(source.entry(p).nbytes for p in source.stream_names(name)),
+                    coded_bytes=source.coded_bytes(name),
                     weight_format=info.fmt.name,
                 )
             )

@@ -29,6 +29,9 @@ DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -38,6 +41,7 @@ DTYPES: dict[str, torch.dtype] = {
     "U32": torch.uint32,
     "U64": torch.uint64,
     "BOOL": torch.bool,
+    "C64": torch.complex64,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000
@@ -97,6 +101,13 @@ class TensorFile:
         except BaseException:
             self.close()
             raise
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What the metadata says but for the version of ours: it belongs to the original."""
+        texts = {k: v for k, v in self.metadata.items() if isinstance(v, str)}
+        texts.pop("codecllm_version", None)
+        return texts
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -39,8 +39,15 @@ def _decode_then_multiply(
     return F.linear(x, decode(operand, x.dtype), bias)
 
 
-FUSED = Execution("fused", decode_linear, decode_rows)
-"""Decodes inside the matmul; results differ from the dense layer's by the order of summation."""
+def _multiply_coded(x: torch.Tensor, operand: Coded, bias: torch.Tensor | None) -> torch.Tensor:
+    if x.dtype is torch.float64:  # no kernel accumulates in it
+        return _decode_then_multiply(x, operand, bias)
+    return decode_linear(x, operand, bias)
+
+
+FUSED = Execution("fused", _multiply_coded, decode_rows)
+"""Decodes inside the matmul; results differ from the dense layer's by the order of summation.
+float64 is decoded first."""
 
 EXACT = Execution("exact", _decode_then_multiply, decode_rows)
 """Decodes, then F.linear: equal to the dense layer; a dense copy lives as long as the call."""

@@ -110,6 +110,14 @@ class StreamHolder(nn.Module):
             stream = stream if isinstance(stream, nn.Parameter) else Stream(stream)
             setattr(self, part, stream)
 
+    def __delattr__(self, name: str) -> None:
+        if name in STREAM_DTYPES and name in self._parameters:
+            raise RuntimeError(
+                f"{name} of a {type(self).__name__} cannot be taken away or parametrized, it is "
+                "coded; decompress the module first (codecllm.decompress_model)"
+            )
+        super().__delattr__(name)
+
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         if name in STREAM_DTYPES and type(param).__name__ == "DTensor":
             raise NotImplementedError(
@@ -183,7 +191,8 @@ class StreamHolder(nn.Module):
             parameter = self._parameters[name]
             assert parameter is not None
             if parameter.shape != tensor.shape:
-                parameter.data = parameter.new_empty(tensor.shape)
+                with lasting():
+                    parameter.data = parameter.new_empty(tensor.shape)
 
 
 def _as_parameters(
