@@ -19,6 +19,7 @@ from . import schema  # noqa: F401  (ops must exist)
 from .backends.cpu import CPU
 from .registry import backend_for
 
+_decode = torch.ops.codecllm.decode.default
 _linear = torch.ops.codecllm.decode_linear.default
 _rows = torch.ops.codecllm.decode_rows.default
 _rows_native = torch.ops.codecllm._decode_rows_native.default
@@ -79,6 +80,16 @@ def _native(ids: torch.Tensor, coded: Operand | tuple, dtype: torch.dtype | None
         and (unpacked := Layout.unpack(coded[7])).scale_kind == NO_SCALE
         and (dtype is None or dtype is unpacked.fmt.dtype)
     )
+
+
+def decode(coded: Operand | tuple, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """[rows, cols] of `dtype`, None: the coded bits; see codecllm_ops.decode."""
+    if _compiling():
+        return _decode(*coded, dtype)
+    try:
+        return _decode(*coded, dtype)
+    except RuntimeError as error:
+        raise typed(error) from None
 
 
 def typed(error: RuntimeError) -> Exception:

@@ -83,10 +83,13 @@ def decode(
         CorruptStreamError: the streams do not end as the encoder began.
     """
     if out is None:
-        return translated(torch.ops.codecllm.decode, *_operand(coded), dtype=dtype)
+        return calls.decode(_operand(coded), dtype)
     if dtype not in (None, out.dtype):
         raise ValueError(f"decode: dtype={dtype}, but `out` is {out.dtype}")
-    translated(torch.ops.codecllm.decode.out, *_operand(coded), out=out)
+    try:
+        torch.ops.codecllm.decode.out(*_operand(coded), out=out)
+    except RuntimeError as error:
+        raise calls.typed(error) from None
     return out
 
 
@@ -142,11 +145,3 @@ def _operand(c: CodedMatrix) -> Operand:
     if torch.compiler.is_compiling() and not c.prepared:
         raise RuntimeError("codecllm: call prepare() on a CodedMatrix before it is compiled")
     return c.operand
-
-
-def translated(op, *args, **kwargs):
-    """Calls an op of torch.ops.codecllm; errors get their types (calls.py: typed)."""
-    try:
-        return op(*args, **kwargs)
-    except RuntimeError as error:
-        raise calls.typed(error) from None

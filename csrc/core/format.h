@@ -26,6 +26,7 @@ constexpr int kStreamAlign = 16;  // bytes
 constexpr int kStreamPadWords = 8;
 constexpr int kMinScaleBits = 8, kMaxScaleBits = 11;
 constexpr int kEscapeIndex = 31;
+constexpr int kEscape = 32 * kEscapeIndex + kEscapeIndex;  // its id among the pair symbols
 constexpr int kTableHeader = 8;  // int32 before the slots of a runtime table
 constexpr int kMaxPlanes = 4;
 

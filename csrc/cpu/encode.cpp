@@ -17,7 +17,7 @@ namespace codecllm {
 
 EncoderTables::EncoderTables(const int64_t* pairs, const int64_t* freqs, int64_t n_pairs,
                              uint32_t window_base, int scale_bits)
-    : symbol_of(65536, 1023) {
+    : symbol_of(65536, kEscape) {
   const uint32_t total = 1u << scale_bits;
   uint32_t start = 0;
   auto set = [&](int64_t id, uint32_t freq) {
@@ -34,7 +34,7 @@ EncoderTables::EncoderTables(const int64_t* pairs, const int64_t* freqs, int64_t
     uint32_t r0 = window_base + uint32_t(pairs[i] >> 5), r1 = window_base + uint32_t(pairs[i] & 31);
     symbol_of[r0 | r1 << 8] = uint16_t(pairs[i]);
   }
-  set(1023, total - start);
+  set(kEscape, total - start);
 }
 
 namespace {
@@ -157,7 +157,7 @@ void encode_lanes(const LaneTile& tile, const EncoderTables& tables, std::vector
       uint32_t id[kPairsPerGroup], escapes = 0;
       for (int j = 0; j < kPairsPerGroup; ++j) {
         id[j] = symbol_of[residuals[j * kLanes + lane]];
-        escapes |= uint32_t(id[j] == 1023) << j;
+        escapes |= uint32_t(id[j] == kEscape) << j;
       }
       if (__builtin_expect(escapes, 0))
         for (int j = kPairsPerGroup - 1; j >= 0; --j)

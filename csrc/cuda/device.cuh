@@ -76,7 +76,7 @@ CLLM_DEVICE void wait_for_copies() {
 template <class B16>
 CLLM_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint2 b) {
 #if __CUDA_ARCH__ >= 800
-  if constexpr (B16::fmt.id == Bf16::fmt.id)
+  if constexpr (kSameKind<B16, Bf16>)
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -128,7 +128,7 @@ CLLM_DEVICE uint32_t fma2(uint32_t a, uint32_t b, uint32_t c) {
 #else
   uint32_t d = 0;
 #if __CUDA_ARCH__ >= 800
-  if constexpr (B16::fmt.id == Bf16::fmt.id)
+  if constexpr (kSameKind<B16, Bf16>)
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
   else
     asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));

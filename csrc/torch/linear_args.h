@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../core/convert.h"
+#include "../core/scale.h"
 #include "coded_args.h"
 
 namespace codecllm {
@@ -52,7 +53,7 @@ inline void check_product(const Tensor& x, const Operand& coded, const OptTensor
              "codecllm::decode_linear: scale missing or not wanted");
   if (scale) {
     check_tensor(*scale, ScalarType::Float, 1, op, "scale", stream);
-    CLLM_CHECK(scale->size(0) == (layout.scale_kind == kRowScale ? rows : 1),
+    CLLM_CHECK(scale->size(0) == Scale::count(layout.scale_kind, rows),
                "codecllm::decode_linear: ", scale->size(0), " scales for ", rows, " rows");
   }
 }

@@ -40,7 +40,7 @@ int main() {
   key("stream_pad", 2 * kStreamPadWords);
   key("min_scale_bits", kMinScaleBits);
   key("max_scale_bits", kMaxScaleBits);
-  key("escape", 32 * kEscapeIndex + kEscapeIndex);
+  key("escape", kEscape);
   key("max_index", kEscapeIndex - 1);
   key("table_header", kTableHeader);
   key("rans_l", kRansL);

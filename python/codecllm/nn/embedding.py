@@ -11,7 +11,6 @@ from .codec import Codec
 from .execution import exact_or_fused
 from .holder import Streams
 from .module import CodedModule
-from .ops import own_error
 
 
 class CompressedEmbedding(CodedModule, nn.Embedding):
@@ -80,10 +79,7 @@ class CompressedEmbedding(CodedModule, nn.Embedding):
         """ids [...] of an integer dtype -> [..., embedding_dim] of the dense dtype."""
         started = None if self.statistics is None else self._started()
         dtype = self._buffers["dtype_like"].dtype  # type: ignore[union-attr]
-        try:
-            rows = self.execution.rows(ids, self.operand(), dtype)
-        except RuntimeError as error:
-            raise own_error(error) from None
+        rows = self.execution.rows(ids, self.operand(), dtype)
         if started is not None:
             self._count(started, ids.numel())
         return rows

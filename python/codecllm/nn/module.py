@@ -31,7 +31,7 @@ from codecllm_ops.format import CorruptStreamError, Head
 from .codec import Codec
 from .execution import EXACT, FUSED, Execution, exact_or_fused
 from .holder import StreamHolder, Streams
-from .ops import Coded, checking, decode, own_error
+from .ops import Coded, checking, decode
 from .statistics import Statistics
 from .streams import (
     STREAM_DTYPES,
@@ -347,10 +347,7 @@ class CodedModule(StreamHolder):
         Args:
             dtype: None for the coded bits: the original weight, or for int8 the integers.
         """
-        try:
-            return decode(self.operand(), dtype)
-        except RuntimeError as error:
-            raise own_error(error) from None
+        return decode(self.operand(), dtype)
 
     def dense_weight(self) -> torch.Tensor:
         """[rows, cols] of the dense dtype: the original bits as long as that is the coded one."""

@@ -5,29 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 import codecllm_ops  # noqa: F401  (registers the ops)
 from codecllm_ops.ops import calls, registry
 
 Coded = Sequence[Any]
 """An Operand, or a plain tuple in its order, which is made in a third of the time."""
 
-_decode = torch.ops.codecllm.decode.default
+decode = calls.decode
+"""Operand, dtype -> [rows, cols] of `dtype`; None: the coded bits."""
 
 decode_linear = calls.linear
 """x [..., cols], operand, bias [rows] of x's dtype or None -> [..., rows]."""
 
 decode_rows = calls.rows
 """ids [...], operand, dtype -> [..., cols] of `dtype`."""
-
-own_error = calls.typed
-"""`error`, or of its own type: compiled kernels can only raise RuntimeError."""
-
-
-def decode(operand: Coded, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """[rows, cols] of `dtype`; None: the coded bits."""
-    return _decode(*operand, dtype)
 
 
 def checking() -> bool:

@@ -18,7 +18,7 @@ from codecllm_ops.codec.coded import CodedMatrix
 from codecllm_ops.codec.operand import Operand
 
 from .execution import FUSED, Execution
-from .ops import decode, own_error
+from .ops import decode
 from .streams import Untrained
 
 _T = torch.Tensor
@@ -105,25 +105,16 @@ class CodedWeight(Untrained, torch.Tensor):
 
     def dense(self) -> torch.Tensor:
         """A dense copy, of this shape and dtype."""
-        try:
-            dense = decode(self.operand, self.dtype)
-        except RuntimeError as error:
-            raise own_error(error) from None
+        dense = decode(self.operand, self.dtype)
         return dense.t() if self._transposed else dense
 
     def product(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """x [..., K] -> x W^T + bias [..., N]; not of a transposed weight."""
-        try:
-            return self.execution.linear(x, self.operand, bias)
-        except RuntimeError as error:
-            raise own_error(error) from None
+        return self.execution.linear(x, self.operand, bias)
 
     def rows(self, ids: torch.Tensor) -> torch.Tensor:
         """ids [...] -> [..., K]; not of a transposed weight."""
-        try:
-            return self.execution.rows(ids, self.operand, self.dtype)
-        except RuntimeError as error:
-            raise own_error(error) from None
+        return self.execution.rows(ids, self.operand, self.dtype)
 
     @classmethod
     def __torch_function__(
