@@ -1,8 +1,8 @@
 """Calls of the ops from Python in eager mode, with little around them. What modules use.
 
 A kernel under the Autograd key that is written in Python costs more than a small product: the
-dispatcher goes from C++ to Python and back (12 of 20 us, measured on a 32 x 32 layer). So what that
-kernel decides is decided here, before the dispatcher is entered. Whatever is not plain eager mode
+dispatcher goes from C++ to Python and back (bench/bench_calls.py). So what that kernel decides is
+decided here, before the dispatcher is entered. Whatever is not plain eager mode
 (torch.compile, torch.func, forward mode) takes the op's own way, with the same result.
 """
 
@@ -37,9 +37,11 @@ def linear(x: torch.Tensor, coded: Operand | tuple, bias: torch.Tensor | None) -
     Raises:
         CorruptStreamError: the streams do not end as the encoder began.
     """
-    if _compiling() or forward_ad._current_level >= 0 or _transforms():
+    if _compiling():
         return _linear(x, *coded, bias)
     try:
+        if forward_ad._current_level >= 0 or _transforms():
+            return _linear(x, *coded, bias)
         if torch.is_grad_enabled() and (
             x.requires_grad or (bias is not None and bias.requires_grad)
         ):
@@ -54,9 +56,11 @@ def linear(x: torch.Tensor, coded: Operand | tuple, bias: torch.Tensor | None) -
 
 def rows(ids: torch.Tensor, coded: Operand | tuple, dtype: torch.dtype | None) -> torch.Tensor:
     """Rows `ids` [...] -> [..., cols]; see codecllm_ops.decode_rows."""
-    if _compiling() or _transforms():
+    if _compiling():
         return _rows(ids, *coded, dtype)
     try:
+        if _transforms():
+            return _rows(ids, *coded, dtype)
         with _BelowAutograd():
             if _native(ids, coded, dtype):
                 stream, raw, index, table, _, *rest = coded
@@ -67,8 +71,8 @@ def rows(ids: torch.Tensor, coded: Operand | tuple, dtype: torch.dtype | None) -
 
 
 def _native(ids: torch.Tensor, coded: Operand | tuple, dtype: torch.dtype | None) -> bool:
-    """Whether the compiled CPU kernel puts out what is wanted: an embedding's common case, whose
-    way through checks and conversions in Python takes three times as long.
+    """Whether the compiled CPU kernel puts out what is wanted: an embedding's common case, which
+    the op itself would take through checks and conversions in Python.
     """
     return (
         type(ids) is torch.Tensor

@@ -23,8 +23,8 @@
 
 namespace codecllm {
 
-// torch::stable::new_empty and contiguous box their arguments: 1 to 2 us each, as much as a small
-// product. These do not.
+// torch::stable::new_empty and contiguous box their arguments and go through the dispatcher, which
+// a small product notices. These do not.
 
 // Uninitialised, contiguous, on the device of `like`.
 inline torch::stable::Tensor make_empty(const torch::stable::Tensor& like,

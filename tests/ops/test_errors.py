@@ -356,3 +356,11 @@ def test_shape_that_is_not_the_matrix(coded, backend, shape):
     wrong = coded.operand._replace(rows=shape[0], cols=shape[1])
     with running(backend), pytest.raises((RuntimeError, ValueError)):
         torch.ops.codecllm.decode(*wrong)
+
+
+def test_corruption_has_its_type_under_transforms(coded):
+    stream = coded.stream.clone()
+    stream[:2] ^= 0x55
+    bad = replace(coded, stream=stream)
+    with pytest.raises(CorruptStreamError):
+        torch.func.vmap(lambda x: ops.decode_linear(x, bad))(torch.ones(2, 64))

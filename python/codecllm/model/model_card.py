@@ -35,6 +35,14 @@ The original is quantized ({method}), and transformers multiplies with its dense
 are decoded while it loads."""
 
 
+def _text_of(path: Path) -> str | None:
+    """The card; empty where there is none, None where it is not UTF-8."""
+    try:
+        return path.read_bytes().decode() if path.is_file() else ""
+    except UnicodeDecodeError:
+        return None
+
+
 def write_card(folder: Path, config: dict[str, Any]) -> None:
     """Adds the section to the card in `folder`, behind its front matter, or begins one.
 
@@ -44,9 +52,8 @@ def write_card(folder: Path, config: dict[str, Any]) -> None:
         config: of the compressed folder.
     """
     path = folder / CARD
-    try:
-        text = path.read_bytes().decode() if path.is_file() else ""
-    except UnicodeDecodeError:
+    text = _text_of(path)
+    if text is None:
         return
     text = _SECTION.sub("", text)
     front = match.group() if (match := _FRONT.match(text)) else ""
@@ -56,9 +63,8 @@ def write_card(folder: Path, config: dict[str, Any]) -> None:
 def remove_section(folder: Path) -> None:
     """Undoes write_card(); a card that was begun by it is deleted."""
     path = folder / CARD
-    try:
-        text = path.read_bytes().decode() if path.is_file() else ""
-    except UnicodeDecodeError:
+    text = _text_of(path)
+    if text is None:
         return
     rest = _SECTION.sub("", text)
     if rest != text:
