@@ -10,26 +10,34 @@ namespace codecllm {
 struct CodedView {
   const uint8_t* stream;  // coded plane, any alignment (safetensors maps uint8 at any byte)
   int64_t stream_bytes;
-  const uint8_t* raw;     // raw plane
+  const uint8_t* raw;  // raw plane; of fixed, the list
+  int64_t raw_bytes;
   const uint32_t* index;  // [tiles, 2 + len_bits]
-  const uint32_t* table;  // [segments, kTableHeader + 2^scale_bits]
-  int64_t segments;
+  const uint32_t* table;  // [segments, table_stride]
+  int64_t segments, table_stride;
   int64_t rows, cols;
   int format, scale_bits, len_bits, predictor, tile_cols;
   // Derived from the above by the caller, once: tile_rows from the table, the others by derive().
   int64_t tile_rows, col_tiles, raw_row_bytes, raw_tile_bytes;
+  int64_t plane_row_bytes, plane_tile_bytes;
   Coding coding = Coding::rans;
 
   CLLM_INLINE void derive() {
     col_tiles = column_tiles().count();
+    if (coding == Coding::fixed) {
+      const int64_t row_groups = ceil_div(cols, kGroupCols);
+      plane_tile_bytes = int64_t(kFixedGroupBytes) * (tile_cols / kGroupCols);
+      plane_row_bytes = kFixedGroupBytes * row_groups;
+      return;
+    }
     with_format(format, [&](auto f) {
       raw_tile_bytes = codecllm::raw_tile_bytes(f.fmt, tile_cols / kGroupCols);
       raw_row_bytes = column_tiles().raw_row_bytes(f.fmt);
     });
   }
-  CLLM_HD const uint32_t* segment(int64_t s) const {
-    return table + s * (kTableHeader + (int64_t(1) << scale_bits));
-  }
+  CLLM_HD const uint32_t* segment(int64_t s) const { return table + s * table_stride; }
+  // Entries of the list.
+  CLLM_HD int64_t listed() const { return raw_bytes / 4; }
   CLLM_HD ColumnTiles column_tiles() const { return {cols, tile_cols}; }
   CLLM_HD int groups(int64_t col_tile) const { return column_tiles().groups(col_tile); }
 };

@@ -29,6 +29,11 @@ constexpr int kEscapeIndex = 31;
 constexpr int kEscape = 32 * kEscapeIndex + kEscapeIndex;  // its id among the pair symbols
 constexpr int kTableHeader = 8;  // int32 before the slots of a runtime table
 constexpr int kMaxPlanes = 4;
+// The coding fixed.
+constexpr int kFixedContainers = 3;  // of a lane and group
+constexpr int kFixedGroupBytes = 4 * kLanes * kFixedContainers;
+constexpr int kFixedMaxTileCols = 4096;
+constexpr int kFixedMaxBase = 239, kFixedCodes = 15;
 
 struct Plane {
   uint32_t mask = 0;  // of a pair register: the 16-bit mask of section 5, twice

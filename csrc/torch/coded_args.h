@@ -109,9 +109,27 @@ inline CodedView coded_view(const Operand& coded, const char* op) {
     return v;
   }
   v.raw = raw.const_data_ptr<uint8_t>();
+  v.raw_bytes = raw.numel();
   v.index = (const uint32_t*)index.const_data_ptr<int32_t>();
   v.table = (const uint32_t*)table.const_data_ptr<int32_t>();
   v.segments = table.size(0);
+  v.table_stride = table.size(1);
+  if (layout.coding == Coding::fixed) {
+    v.tile_cols = layout.tile_cols;
+    CLLM_CHECK(v.format == Bf16::fmt.id, "codecllm::", op, ": coding fixed of another format");
+    CLLM_CHECK(v.tile_cols >= 16 && v.tile_cols % 16 == 0 && v.tile_cols <= kFixedMaxTileCols,
+               "codecllm::", op, ": corrupt layout: tile_cols ", v.tile_cols);
+    CLLM_CHECK(v.table_stride == kTableHeader, "codecllm::", op, ": corrupt table");
+    v.derive();
+    v.tile_rows =
+        stream.is_cpu() ? tile_rows_of_table(v, op) : tile_rows_of_index(v, index.size(0), op);
+    CLLM_CHECK(v.stream_bytes == v.tile_rows * v.plane_row_bytes, "codecllm::", op,
+               ": corrupt plane: ", v.stream_bytes, " bytes");
+    CLLM_CHECK(index.size(1) == 1 && index.size(0) == v.tile_rows * v.col_tiles, "codecllm::", op,
+               ": corrupt index: ", index.size(0), " records");
+    CLLM_CHECK(v.raw_bytes % 4 == 0, "codecllm::", op, ": corrupt list: ", v.raw_bytes, " bytes");
+    return v;
+  }
   v.scale_bits = layout.scale_bits;
   v.len_bits = int(std::min<int64_t>(index.size(1), 1 << 20)) - 2;
   v.predictor = layout.predictor;
