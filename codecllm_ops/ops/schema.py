@@ -44,6 +44,9 @@ INTERNAL = {
         "int predictor, int pad_value, int window_base, int scale_bits) "
         "-> (Tensor, Tensor, Tensor)"
     ),
+    "_to_fixed": f"({_PLAIN}, Tensor bases, int tile_cols) -> (Tensor, Tensor, Tensor)",
+    "_check_fixed": f"({_PLAIN}) -> int",
+    "_crc32": "(Tensor bytes) -> int",
     "_isa": "() -> str",
     "_select_isa": "(str name) -> bool",
     "_available_isas": "() -> str",
