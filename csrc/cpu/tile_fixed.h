@@ -11,15 +11,12 @@
 namespace codecllm {
 namespace {
 
-constexpr uint32_t kFixedPlace = 0x87ff87ff;  // a pair's own bits in its container
-constexpr uint32_t kFixedCode = 0x07800780, kFixedMantissa = 0x007f007f;
-constexpr uint32_t kFixedHigh = 0x07800780;    // of the fourth pair: in container 0, 4 higher
-constexpr uint32_t kFixedMiddle = 0x00780078;  // in container 1, 8 higher
-constexpr uint32_t kFixedEnds = 0x80078007;    // in container 2, turned by 12
+constexpr uint32_t kFixedCode = 0x07800780, kFixedMantissa = 0x007f007f;  // of both halves
 constexpr int kFixedCodeShift = 7;
 constexpr int kFixedUnit = 4;  // groups whose containers are whole quads
 constexpr int kFixedUnitContainers = kFixedUnit * kFixedContainers;
-constexpr int kFixedUnitBytes = kFixedUnit * kFixedGroupBytes;
+constexpr int kFixedGroupBytes = int(fixed_tile_bytes(1)),
+              kFixedUnitBytes = kFixedUnit * kFixedGroupBytes;
 
 // The halves of a group's four pairs out of its three containers, and back. V: registers as in
 // simd.h.
@@ -27,17 +24,17 @@ template <class V>
 CLLM_INLINE void split_group(const typename V::reg* containers, typename V::reg* pairs) {
   using reg = typename V::reg;
   for (int j = 0; j < 3; ++j) pairs[j] = V::and_(containers[j], V::set1(kFixedPlace));
-  const reg high = V::and_(V::shr(containers[0], 4), V::set1(kFixedHigh));
-  const reg middle = V::and_(V::shr(containers[1], 8), V::set1(kFixedMiddle));
-  const reg ends = V::and_(V::rotr(containers[2], 12), V::set1(kFixedEnds));
+  const reg high = V::and_(V::shr(containers[0], 4), V::set1(kFixedSpread[0]));
+  const reg middle = V::and_(V::shr(containers[1], 8), V::set1(kFixedSpread[1]));
+  const reg ends = V::and_(V::rotr(containers[2], 12), V::set1(kFixedSpread[2]));
   pairs[3] = V::or_(V::or_(high, middle), ends);
 }
 template <class V>
 CLLM_INLINE void join_group(const typename V::reg* pairs, typename V::reg* containers) {
   const typename V::reg fourth = pairs[3];
-  containers[0] = V::or_(pairs[0], V::shl(V::and_(fourth, V::set1(kFixedHigh)), 4));
-  containers[1] = V::or_(pairs[1], V::shl(V::and_(fourth, V::set1(kFixedMiddle)), 8));
-  containers[2] = V::or_(pairs[2], V::rotr(V::and_(fourth, V::set1(kFixedEnds)), 32 - 12));
+  containers[0] = V::or_(pairs[0], V::shl(V::and_(fourth, V::set1(kFixedSpread[0])), 4));
+  containers[1] = V::or_(pairs[1], V::shl(V::and_(fourth, V::set1(kFixedSpread[1])), 8));
+  containers[2] = V::or_(pairs[2], V::rotr(V::and_(fourth, V::set1(kFixedSpread[2])), 32 - 12));
 }
 
 // Real words from halves: the base goes to every code but 0. `lies` collects mantissas of code 0.
@@ -68,7 +65,7 @@ struct FixedList {
 
   CLLM_INLINE FixedEntry operator[](int64_t i) const {
     FixedEntry e;
-    memcpy(&e.bits, first + 4 * i, 4);
+    memcpy(&e.bits, first + kListedBytes * i, 4);
     return e;
   }
 };
@@ -78,7 +75,7 @@ struct FixedTile : TilePlace {
   FixedList list;
   uint32_t window_base;
 
-  int64_t plane_bytes() const { return int64_t(groups) * kFixedGroupBytes; }
+  int64_t plane_bytes() const { return fixed_tile_bytes(groups); }
 };
 
 // Fills `tile`, or says that the index or the list is corrupt: ends that do not ascend or lie
@@ -87,10 +84,10 @@ inline bool locate_fixed(const CodedView& m, int64_t tile_row, int64_t col_tile,
                          FixedTile& tile) {
   const uint32_t* header = place_tile(m, tile_row, col_tile, segment, tile);
   tile.window_base = header[kWindowBase];
-  tile.plane = m.stream + tile_row * m.plane_row_bytes + col_tile * m.plane_tile_bytes;
+  tile.plane = m.stream + m.plane_at(tile_row, col_tile);
   const uint32_t begin = tile.number ? m.index[tile.number - 1] : 0, end = m.index[tile.number];
   if (begin > end || int64_t(end) > m.listed()) return false;
-  tile.list = {m.raw + 4 * int64_t(begin), int64_t(end - begin)};
+  tile.list = {m.raw + kListedBytes * int64_t(begin), int64_t(end - begin)};
   int64_t next = 0;  // least position that the next entry may have
   bool inside = true;
   for (int64_t i = 0; i < tile.list.count; ++i) {

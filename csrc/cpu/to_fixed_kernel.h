@@ -109,7 +109,7 @@ class RowPacker {
       : target_(target), across_{source.cols, target.tile_cols}, pairs_(pairs), coder_(0) {}
 
   void begin(int64_t tile_row, uint32_t base) {
-    const int64_t row_bytes = ceil_div(across_.cols, kGroupCols) * kFixedGroupBytes;
+    const int64_t row_bytes = across_.fixed_row_bytes();
     plane_ = target_.plane + tile_row * row_bytes;
     counts_ = target_.counts + tile_row * across_.count();
     entries_ = target_.entries + tile_row;

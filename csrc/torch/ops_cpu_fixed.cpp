@@ -17,8 +17,8 @@ void check_bases(const Tensor& bases, int64_t segments, const char* op, const Te
              segments, " segments");
   const int32_t* base = bases.const_data_ptr<int32_t>();
   for (int64_t s = 0; s < segments; ++s)
-    CLLM_CHECK(base[s] >= 0 && base[s] <= kFixedMaxBase, "codecllm::", op, ": window base ",
-               base[s], " outside 0..", kFixedMaxBase);
+    CLLM_CHECK(base[s] >= 0 && base[s] <= kMaxFixedBase, "codecllm::", op, ": window base ",
+               base[s], " outside 0..", kMaxFixedBase);
 }
 
 // The entries of all tile rows behind each other; counts become ends.
@@ -52,14 +52,14 @@ std::tuple<Tensor, Tensor, Tensor> to_fixed(const Tensor& stream, const Tensor& 
   const bool stored = coded.layout.stored();
   CLLM_CHECK(view.format == Bf16::fmt.id, "codecllm::", op, ": coding fixed is for bf16, not for ",
              "weight format id ", view.format);
-  CLLM_CHECK(tile_cols >= 16 && tile_cols % 16 == 0 && tile_cols <= kFixedMaxTileCols,
+  CLLM_CHECK(tile_cols >= 16 && tile_cols % 16 == 0 && tile_cols <= kMaxFixedTileCols,
              "codecllm::", op, ": tile_cols ", tile_cols, " is not a multiple of 16 from 16 to ",
-             kFixedMaxTileCols);
+             kMaxFixedTileCols);
   check_bases(bases, stored ? 1 : view.segments, op, stream);
   if (stored) view.tile_rows = ceil_div(rows, kTileRows);
   const ColumnTiles across = {cols, int(tile_cols)};
   const int64_t tiles = view.tile_rows * across.count();
-  const int64_t row_bytes = ceil_div(cols, kGroupCols) * kFixedGroupBytes;
+  const int64_t row_bytes = across.fixed_row_bytes();
   Tensor plane = make_empty(stream, {view.tile_rows * row_bytes}, ScalarType::Byte);
   Tensor ends = make_empty(stream, {tiles, 1}, ScalarType::Int);
   std::vector<FixedEntries> entries(static_cast<size_t>(cols ? view.tile_rows : 0));
