@@ -25,6 +25,8 @@ def bytes_of(t: torch.Tensor) -> memoryview:
 
 def crc32(t: torch.Tensor) -> int:
     """CRC-32 of the bytes of a contiguous tensor, as zlib computes it; of one on a GPU it waits."""
+    if not t.numel():
+        return 0
     if torch._C._dispatch_has_kernel_for_dispatch_key("codecllm::_crc32", "CPU"):
         return torch.ops.codecllm._crc32(t.detach().cpu().view(torch.uint8))  # 5 times as fast
     return zlib.crc32(bytes_of(t))
