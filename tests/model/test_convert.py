@@ -152,14 +152,17 @@ def test_what_does_not_shrink_as_rans_becomes_dense(folder, tmp_path):
     """15 exponents, all equally likely, in tiles of 16 columns whose lanes cost 4 bits a weight."""
     name, shape = "model.layers.0.mlp.down_proj.weight", (256, 16)
     generator = torch.Generator().manual_seed(0)
-    words = torch.randint(0, 2**15, shape, generator=generator).to(torch.int16)
+    words = torch.randint(-(2**15), 2**15, shape, generator=generator).to(torch.int16)
     exponents = torch.randint(110, 125, shape, generator=generator).to(torch.int16)
-    words = (words & 0x7F) | exponents << 7
+    words = (words & ~0x7F80) | exponents << 7
     with_tensor(folder, name, lambda w: w.set_(words.view(torch.bfloat16)))
     compress(folder, tmp_path / "fixed", coding="fixed")
-    compress(folder, tmp_path / "rans")
+    codec = codecllm.Codec(scale_bits=8)
+    compress(folder, tmp_path / "rans", codec=codec)
     assert name in codings(tmp_path / "fixed") and name not in codings(tmp_path / "rans")
-    report = codecllm.convert_checkpoint(tmp_path / "fixed", tmp_path / "to_rans", "rans")
+    report = codecllm.convert_checkpoint(
+        tmp_path / "fixed", tmp_path / "to_rans", "rans", codec=codec
+    )
     assert [x.name for x in report.of("stored")] == [name]
     for shard in ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"):
         assert (tmp_path / "to_rans" / shard).read_bytes() == (
