@@ -19,9 +19,10 @@ def test_the_whole_way(folder, tmp_path):
     assert "bits/weight" in run("estimate", folder).stdout
     done = run("compress", folder, dst, "--jobs", "2")
     assert (done.returncode, done.stderr) == (0, "")
-    sizes, memory = done.stdout.splitlines()
+    sizes, memory, codings = done.stdout.splitlines()
     assert " MiB (" in sizes and " bits/weight, " in sizes
     assert memory == "in memory: not known, config.json names no architectures"
+    assert codings.startswith("in memory fixed: 7 matrices, ") and "measured on a CPU" in codings
     compared = run("verify", folder, dst).stdout
     assert compared.startswith("10 tensors compared, 7 of them coded, ")
     assert "equal bit by bit" in compared
@@ -71,7 +72,7 @@ def test_what_stays_dense_is_said(tmp_path):
     transformers.GPT2LMHeadModel(config).to(torch.bfloat16).save_pretrained(tmp_path / "src")
     for command in (("estimate",), ("compress", tmp_path / "dst")):
         done = run(command[0], tmp_path / "src", *command[1:])
-        _, *dense, memory = done.stdout.splitlines()
+        _, *dense, memory, _ = done.stdout.splitlines()
         assert "dense: 4 matrices, 0.094 MiB: Conv1D, not nn.Linear" in dense
         assert memory.startswith("in memory 0.") and "dense: 0.125 a position or type" in memory
 
@@ -100,3 +101,44 @@ def test_generate_prints_only_new_text(tmp_path):
     assert asked.stderr.splitlines()[-1].startswith("prompts went in as messages of a chat; --no-")
     told = json.loads(run("generate", tmp_path / "dst", "--exact", "--no-chat", *common).stdout)
     assert told["tokens"] == dense["tokens"] and told["chat"] is False
+
+
+def test_both_codings(folder, tmp_path):
+    rans, fixed, back = tmp_path / "rans", tmp_path / "fixed", tmp_path / "back"
+    run("compress", folder, rans)
+    done = run("compress", folder, fixed, "--coding", "fixed")
+    assert done.returncode == 0 and "12." in done.stdout
+    assert "in memory fixed: 7 matrices" in done.stdout
+    done = run("convert", fixed, back, "--coding", "rans", "--jobs", "2")
+    assert (done.returncode, done.stderr) == (0, "")
+    for shard in rans.glob("*.safetensors"):
+        assert shard.read_bytes() == (back / shard.name).read_bytes()
+    assert run("verify", folder, fixed).returncode == 0
+    assert run("estimate", folder, "--coding", "fixed").returncode == 0
+    again = run("convert", fixed, back, "--coding", "rans")
+    assert again.returncode == 1 and "exists" in again.stderr
+    assert run("convert", fixed, back).returncode == 2  # which coding has to be said
+    wrong = run("convert", rans, tmp_path / "x", "--coding", "auto")
+    assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1
+    assert "coding 'auto' is not one that files have" in wrong.stderr
+
+
+def test_info_says_what_is_in_the_file_and_in_memory(folder, tmp_path):
+    run("compress", folder, tmp_path / "rans")
+    listing = run("info", tmp_path / "rans").stdout
+    row = next(line for line in listing.splitlines() if "q_proj" in line)
+    assert row.split()[2:4] == ["bf16", "rans"] and "fixed" in row.split()
+    assert "in memory fixed: 7 matrices" in listing and "measured on a CPU" in listing
+    report = json.loads(run("info", tmp_path / "rans", "--json").stdout)
+    assert (report["codings"], report["memory_codings"]) == ({"rans": 7}, {"fixed": 7})
+    assert report["bits_per_weight"] != report["memory_bits_per_weight"]
+    assert {x["memory_coding"] for x in report["layers"] if x["status"] == "coded"} == {"fixed"}
+
+
+def test_doctor_says_which_coding_and_why(monkeypatch):
+    found = json.loads(run("doctor", "--json").stdout)
+    assert found["coding"]["cpu"].startswith("fixed: measured on a CPU")
+    monkeypatch.setenv("CODECLLM_CODING", "rans")
+    assert "rans: CODECLLM_CODING=rans" in run("doctor").stdout
+    monkeypatch.setenv("CODECLLM_CODING", "x")
+    assert "CODECLLM_CODING=x is not one of auto, fixed, rans" in run("doctor").stdout

@@ -141,10 +141,11 @@ def test_the_report_says_what_stays_dense_and_what_memory_it_takes():
     assert report.dense_bytes == report.memory.plain_bytes == 3 * (matrix + 2 * 512)
     assert list(report.memory.dense) == ["should_compress said no", "Conv1d", "biases"]
     assert report.memory.dense["Conv1d"] == matrix
-    assert matrix * 2.6 < report.memory.bytes < matrix * 2.8
-    dense, memory = report.lines()[1:]
+    assert matrix * 2.7 < report.memory.bytes < matrix * 2.8
+    dense, memory, coded = report.lines()[1:]
     assert dense == "dense: 1 matrix, 0.500 MiB: should_compress said no"
     assert memory.endswith("; dense: 0.500 should_compress said no, 0.500 Conv1d")
+    assert coded.startswith("in memory fixed: 1 matrix, 0.37") and "bits per weight" in coded
 
 
 def test_what_inference_mode_compressed_can_be_trained_through(tied, ids):

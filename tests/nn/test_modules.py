@@ -157,7 +157,7 @@ def test_checksums_of_a_state_dict_are_compared(name):
 def test_checksums_may_be_left_to_the_caller():
     module = CompressedLinear(linear())
     state = {k: v.clone() for k, v in module.state_dict().items()}
-    state["weight_raw"][3] ^= 1
+    state["weight_raw"][0] ^= 1
     with checksums_compared():
         module.load_state_dict(state)
     with pytest.raises(codecllm.CorruptStreamError, match="raw: CRC-32"):
@@ -240,8 +240,8 @@ def test_bias_of_any_stride():
 
 
 def damaged(module):
-    """Streams of the right sizes that do not end as the encoder began."""
-    module.streams[0].data[:2] ^= 0x55
+    """Streams of the right sizes whose index leads out of them."""
+    module.streams[2].data[0] = 1 << 20
     return module
 
 

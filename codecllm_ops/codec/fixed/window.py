@@ -24,8 +24,8 @@ def choose_window(words: torch.Tensor) -> int:
     Args:
         words: bfloat16, any shape, any device.
     """
-    bits = words.view(torch.int16).flatten().to(torch.int32)
-    exponents = bits[(bits & 0x7FFF) != 0] >> 7 & 0xFF
+    # Zeros and subnormals have exponent 0, which is in no window.
+    exponents = words.view(torch.int16).flatten().to(torch.int32) >> 7 & 0xFF
     counts = torch.bincount(exponents, minlength=256).cpu().numpy()
     up_to = np.cumsum(counts)
     bases = np.arange(MAX_FIXED_BASE + 1)

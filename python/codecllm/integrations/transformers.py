@@ -281,8 +281,17 @@ class CodecllmQuantizer(HfQuantizer):
     def is_serializable(self, safe_serialization: bool | None = None) -> bool:
         return True
 
-    def get_state_dict_and_metadata(self, model: Any) -> tuple[None, dict[str, str]]:
-        return None, {"codecllm_version": str(VERSION)}
+    def get_state_dict_and_metadata(
+        self, model: Any
+    ) -> tuple[dict[str, torch.Tensor] | None, dict[str, str]]:
+        """The state, where transformers would write a stream that is tied and empty (a list without
+        weights) under both its names: it knows tied tensors by their addresses."""
+        tied = getattr(model, "all_tied_weights_keys", None) or {}
+        empty = {n for n in tied if n.rpartition(".")[2] in STREAM_NAMES and _is_empty(model, n)}
+        state = None
+        if empty:
+            state = {k: v for k, v in model.state_dict().items() if k not in empty}
+        return state, {"codecllm_version": str(VERSION)}
 
     @property
     def is_trainable(self) -> bool:
@@ -351,6 +360,13 @@ def _submodule(model: nn.Module, name: str) -> nn.Module | None:
         return model.get_submodule(name)
     except AttributeError:
         return None
+
+
+def _is_empty(model: nn.Module, name: str) -> bool:
+    module = _submodule(model, name.rpartition(".")[0])
+    if not isinstance(module, CodedModule):
+        return False
+    return not module._parameters[name.rpartition(".")[2]].numel()  # type: ignore[union-attr]
 
 
 def _cut_bias(module: nn.Module) -> None:

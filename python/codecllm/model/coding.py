@@ -24,7 +24,7 @@ from codecllm_ops.format import Head
 
 from ..nn import CodedModule
 from ..nn.coding import AUTO, FIXED, Choice, Device, Wish, decide, free_bytes, wish
-from ..nn.mapped import MappedFiles
+from ..nn.mapped import MappedFiles, trim
 from ..nn.recode import about_fixed_bytes, doubtful, keeps, recoded
 from ..nn.streams import has_bytes
 from ..nn.switches import replace_streams
@@ -34,6 +34,9 @@ from .skeleton import resident_bytes, table_bytes
 
 _SPARE = 0.1
 """Share of the free memory that `auto` leaves to activations, caches and others."""
+
+_TRIM_EVERY = 256 << 20
+"""Bytes between two calls of trim(). Without it 110 MiB of small holes were left after 1574 MiB."""
 
 _AWAY = "its streams are not in memory (offloaded, sharded or on meta)"
 
@@ -210,11 +213,18 @@ def _in_threads(
     # Kernels have threads of their own; two callers hide what is between the kernels.
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         futures = [pool.submit(convert, n) for n in on_host]
+        untrimmed = 0
         try:
-            return layers + [future.result() for future in futures]
+            for future in futures:
+                layers.append(future.result())
+                untrimmed += layers[-1].bytes_before
+                if untrimmed > _TRIM_EVERY or future is futures[-1]:
+                    trim()
+                    untrimmed = 0
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    return layers
 
 
 @torch.inference_mode(False)  # it is of the thread

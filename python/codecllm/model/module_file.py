@@ -43,13 +43,15 @@ def save_file(model: nn.Module, path: Path | str, metadata: dict[str, str] | Non
         ValueError: a tensor is on the meta device.
     """
     items, aliases, seen = [], {}, {}
+    shared = _streams_by_name(model)
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, torch.Tensor):
             raise ValueError(f"{name}: a {type(tensor).__name__} cannot be saved, only tensors")
         if tensor.is_meta:
             raise ValueError(f"{name} is on the meta device; load it first")
         key = (tensor.data_ptr(), tuple(tensor.shape), tensor.dtype, tensor.stride())
-        if tensor.numel() and key in seen:
+        key = shared.get(name, key)
+        if (tensor.numel() or name in shared) and key in seen:
             aliases[name] = seen[key]
             continue
         seen[key] = name
@@ -58,6 +60,16 @@ def save_file(model: nn.Module, path: Path | str, metadata: dict[str, str] | Non
     if aliases:
         notes[_ALIASES] = json.dumps(aliases)
     return write_tensors(Path(path), items, notes)
+
+
+def _streams_by_name(model: nn.Module) -> dict[str, Any]:
+    """Which Parameter every stream is: an empty one (a list without weights) has no address."""
+    return {
+        f"{name}.{part}" if name else part: id(stream)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, CodedModule)
+        for part, stream in zip(STREAM_NAMES, module.streams, strict=True)
+    }
 
 
 def load_file(model: nn.Module, path: Path | str, *, checksums: bool = True) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Pages of mapped files: who maps a checkpoint and then needs its bytes no more gives them back.
+"""Memory that was used and is not needed any more: pages of mapped files, and what was freed.
 
 Mapped pages that were read count as memory of the process until somebody else wants them. Loaders
 map whole shards, so that freeing one tensor of them frees nothing.
@@ -57,6 +57,12 @@ class MappedFiles:
             end = end // mmap.PAGESIZE * mmap.PAGESIZE
             if begin < end:
                 _libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _DONTNEED)
+
+
+def trim() -> None:
+    """Gives freed memory back to the system, where the C library keeps it (glibc does)."""
+    if hasattr(_libc, "malloc_trim"):
+        _libc.malloc_trim(0)
 
 
 def _range(tensor: torch.Tensor) -> tuple[int, int]:
