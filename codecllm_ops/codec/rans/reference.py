@@ -21,11 +21,12 @@ from ...format.geometry import (
     STREAM_PAD,
     TILE_ROWS,
     containers,
-    raw_tile_bytes,
+    plane_tile_bytes,
     record_ints,
     round_up,
 )
-from ...format.head import ESCAPE, MAX_INDEX, RANS_L, Head, Segment
+from ...format.head import ESCAPE, RANS_L, Head
+from ...format.segments import MAX_INDEX, Segment
 from ...format.weight_formats import WeightFormat
 from .tables import choose_window, padding_value, plan_segment
 
@@ -225,8 +226,10 @@ def decode(head: Head, stream: bytes, raw: bytes, index: np.ndarray) -> np.ndarr
                 if records[number, 1] >> 16 != n:
                     raise CorruptStreamError(f"tile index: tile {number} not of segment {n}")
                 width = grid.cols_of(col_tile)
-                at = grid.raw_offset(tile_row, col_tile)
-                tile = unpack_raw(raw[at : at + raw_tile_bytes(fmt, width)], width, fmt)
+                at = grid.plane_offset(tile_row, col_tile)
+                tile = unpack_raw(
+                    raw[at : at + plane_tile_bytes(fmt.plane_bits, width)], width, fmt
+                )
                 residual = _decode_tile(
                     words, records[number], width, owners, segment, head, number
                 )
