@@ -115,10 +115,11 @@ class Source(NamedTuple):
         table: (coded, numbers, tiles, FMT) -> what lanes keep of their segment.
         begin: (coded, numbers, table, tiles, col_tile, IN_ORDER, FMT) -> lane, place: lanes at the
             beginning of a tile; `lane` changes from group to group, `place` does not.
-        groups: (lane, place, group, groups, COUNT, WORDS, FMT) -> lane, COUNT times high, low: the
-            pairs of COUNT groups from `group` on. Four (high) halves without the format's flip, and
-            four low ones (any, unless words have 32 bits). COUNT is FMT.step, or 1 for the groups
-            behind the last whole step. Without WORDS `factor` may be missing in them.
+        groups: (lane, place, group, whole, groups, COUNT, WORDS, FMT) -> lane, COUNT times high,
+            low: the pairs of COUNT groups from `group` on. Four (high) halves without the format's
+            flip, and four low ones (any, unless words have 32 bits). COUNT is FMT.step for groups
+            before `whole`, a multiple of it, and 1 from there on. Without WORDS `factor` is missing
+            in them.
         ended: (lane, place) -> whether the bytes of each lane's tile were an encoder's.
         factor: (coded, numbers, tile_row) -> what sums of products with groups without WORDS are
             multiplied by, float32; or None: with nothing.

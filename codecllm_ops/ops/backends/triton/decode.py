@@ -55,12 +55,14 @@ def decode_matrix(coded, out, status, numbers, source, FMT: tl.constexpr,
     groups = (columns_of(numbers, col_tile) + 15) // 16
 
     lane, place = source.begin(coded, numbers, table, tiles, col_tile, True, FMT)
-    whole = groups // FMT.step * FMT.step
-    for group in range(0, whole, FMT.step):
-        lane = _decode_groups(to, lane, place, group, groups, source, FMT.step, FMT, EVEN)
+    whole = 0
     if FMT.step > 1:
-        for group in range(whole, groups):
-            lane = _decode_groups(to, lane, place, group, groups, source, 1, FMT, EVEN)
+        whole = groups // FMT.step * FMT.step
+        for group in range(0, whole, FMT.step):
+            lane = _decode_groups(to, lane, place, group, whole, groups, source, FMT.step, FMT,
+                                  EVEN)  # fmt: skip
+    for group in range(whole, groups):
+        lane = _decode_groups(to, lane, place, group, whole, groups, source, 1, FMT, EVEN)
 
     good = source.ended(lane, place)
     if source.listed is not None:
@@ -106,14 +108,15 @@ def decode_rows(ids, count, coded, out, status, numbers, source, FMT: tl.constex
     left = tl.where(mine, columns - 2 * t, 0)
 
     lane, place = source.begin(coded, numbers, table, tiles, col_tile, False, FMT)
-    whole = groups // FMT.step * FMT.step
-    for group in range(0, whole, FMT.step):
-        lane = _decode_row(to, left, is_upper, lane, place, group, groups, source, FMT.step, FMT,
-                           EVEN)  # fmt: skip
+    whole = 0
     if FMT.step > 1:
-        for group in range(whole, groups):
-            lane = _decode_row(to, left, is_upper, lane, place, group, groups, source, 1, FMT,
-                               EVEN)  # fmt: skip
+        whole = groups // FMT.step * FMT.step
+        for group in range(0, whole, FMT.step):
+            lane = _decode_row(to, left, is_upper, lane, place, group, whole, groups, source,
+                               FMT.step, FMT, EVEN)  # fmt: skip
+    for group in range(whole, groups):
+        lane = _decode_row(to, left, is_upper, lane, place, group, whole, groups, source, 1, FMT,
+                           EVEN)  # fmt: skip
 
     good = known & there & source.ended(lane, place)
     if source.listed is not None:
@@ -136,9 +139,10 @@ def decode_rows(ids, count, coded, out, status, numbers, source, FMT: tl.constex
 
 
 @triton.jit
-def _decode_groups(to, lane, place, group, groups, source, COUNT: tl.constexpr, FMT: tl.constexpr,
-                   EVEN: tl.constexpr):  # fmt: skip
-    lane, found = source.groups(lane, place, group, groups, COUNT, True, FMT)
+def _decode_groups(to, lane, place, group, whole, groups, source, COUNT: tl.constexpr,
+                   FMT: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
+    """Stores COUNT groups."""
+    lane, found = source.groups(lane, place, group, whole, groups, COUNT, True, FMT)
     for i in tl.static_range(COUNT):
         high, low = found[i]
         _store_group(to, group + i, high, low, FMT.flip, FMT.word_bits, EVEN)
@@ -146,9 +150,10 @@ def _decode_groups(to, lane, place, group, groups, source, COUNT: tl.constexpr, 
 
 
 @triton.jit
-def _decode_row(to, left, is_upper, lane, place, group, groups, source, COUNT: tl.constexpr,
-                FMT: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
-    lane, found = source.groups(lane, place, group, groups, COUNT, True, FMT)
+def _decode_row(to, left, is_upper, lane, place, group, whole, groups, source,
+                COUNT: tl.constexpr, FMT: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
+    """Stores one row of COUNT groups."""
+    lane, found = source.groups(lane, place, group, whole, groups, COUNT, True, FMT)
     for i in tl.static_range(COUNT):
         high, low = found[i]
         _store_row(to, left, group + i, _row_of(is_upper, high), _row_of(is_upper, low),

@@ -54,6 +54,8 @@ def linear(x, coded, scale, bias, out, status, m, x_stride, splits, numbers, sou
         PRODUCT: dtype of the products. float32: without tensor cores, for all formats.
         N: columns of x in the product, m or more.
     """
+    # Without tensor cores a group is hundreds of instructions already.
+    STEP: tl.constexpr = 1 if PRODUCT == tl.float32 else FMT.step
     numbers = shown(numbers)
     block, split = tl.program_id(0) // splits, tl.program_id(0) % splits
     tiles = whole_tile_rows(coded, numbers, block, T)
@@ -69,14 +71,15 @@ def linear(x, coded, scale, bias, out, status, m, x_stride, splits, numbers, sou
         lane, place = source.begin(coded, numbers, table, tiles, col_tile, True, FMT)
         groups = (columns_of(numbers, col_tile) + 15) // 16
         x_tile = X(x_at.pairs + col_tile * numbers.tile_cols, x_at.block + col_tile * numbers.tile_cols)
-        whole = groups // FMT.step * FMT.step
-        for group in range(0, whole, FMT.step):
-            lane, acc = _groups(lane, place, group, groups, x_tile, acc, source, FMT.step, FMT,
+        whole = 0
+        if STEP > 1:
+            whole = groups // STEP * STEP
+            for group in range(0, whole, STEP):
+                lane, acc = _groups(lane, place, group, whole, groups, x_tile, acc, source, STEP,
+                                    FMT, PRODUCT, TOGETHER, INTERPRETED)  # fmt: skip
+        for group in range(whole, groups):
+            lane, acc = _groups(lane, place, group, whole, groups, x_tile, acc, source, 1, FMT,
                                 PRODUCT, TOGETHER, INTERPRETED)  # fmt: skip
-        if FMT.step > 1:
-            for group in range(whole, groups):
-                lane, acc = _groups(lane, place, group, groups, x_tile, acc, source, 1, FMT,
-                                    PRODUCT, TOGETHER, INTERPRETED)  # fmt: skip
         ended = source.ended(lane, place)
         if status is not None:
             number = tiles.row * numbers.col_tiles + col_tile
@@ -108,10 +111,11 @@ def linear(x, coded, scale, bias, out, status, m, x_stride, splits, numbers, sou
 
 
 @triton.jit
-def _groups(lane, place, group, groups, x_tile, acc, source, COUNT: tl.constexpr, FMT: tl.constexpr,
-            PRODUCT: tl.constexpr, TOGETHER: tl.constexpr, INTERPRETED: tl.constexpr):  # fmt: skip
+def _groups(lane, place, group, whole, groups, x_tile, acc, source, COUNT: tl.constexpr,
+            FMT: tl.constexpr, PRODUCT: tl.constexpr, TOGETHER: tl.constexpr,
+            INTERPRETED: tl.constexpr):  # fmt: skip
     """Decodes COUNT groups and adds their products."""
-    lane, found = source.groups(lane, place, group, groups, COUNT, False, FMT)
+    lane, found = source.groups(lane, place, group, whole, groups, COUNT, False, FMT)
     for i in tl.static_range(COUNT):
         high, low = found[i]
         w = _operand(high, low, FMT, PRODUCT, TOGETHER)

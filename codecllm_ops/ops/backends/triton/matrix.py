@@ -81,11 +81,12 @@ def plan_of(word: int, rows: int, cols: int) -> Plan:
         raise CorruptStreamError(f"corrupt layout: tile_cols {width}")
     coding = CODINGS[layout_word.CODINGS[layout.coding]]
     code = coding.code_of(layout)
-    grid = Grid(fmt.plane_bits, (rows,), cols, width)
+    bits = coding.plane_bits(fmt)
+    grid = Grid(bits, (rows,), cols, width)
     return Plan(
-        coding, fmt, format_of(fmt, code), coding.is_wide(code), layout.scale_kind,
+        coding, fmt, format_of(fmt, coding.STEP, code), coding.is_wide(code), layout.scale_kind,
         rows, cols, width, grid.tile_rows, grid.col_tiles, grid.plane_row_bytes,
-        plane_tile_bytes(fmt.plane_bits, width),
+        plane_tile_bytes(bits, width),
     )  # fmt: skip
 
 

@@ -1,14 +1,16 @@
 """The fixed coding in Triton (docs/format.md, section 13): everything that is its own.
 
-    table   window_base of the lane's segment, as the powers of two that bring numbers to size
+    table   window_base of the lane's segment
     begin   where the lane's containers are: computed; where the tile's list is: its ends
     groups  three quads -> four groups; behind the last four, a container at a time
     ended   the tile's entries lie inside the list
-    factor, listed, entry, tile_of: the rest of a power of two, and the list
+    factor  what a power of two lacked
+    listed, entry, tile_of: the list
 
-A code is the exponent above window_base, 0 for zero: a half with its code in place is, as a number,
-the weight times 2^-window_base. One multiplication by a power of two makes it the weight, exactly,
-and leaves zeros zeros, which adding to the exponent would not.
+A code is an exponent above window_base, or 0 for zero. So a half with its code in place is, as a
+number, the weight times 2^-window_base, and one multiplication of two halves makes them weights,
+zeros too. Words are made by adding, which takes five instructions, for zeros must stay zeros; but
+where words are wanted the compiler does not multiply two at once.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from .tiles import FIRST_TILE_ROW, segment_of
 
 BITS = tl.constexpr(12)  # of a weight in the plane
 GROUP_CONTAINERS = tl.constexpr(3)
+CODES = tl.constexpr(0x07800780)  # of both halves
 IN_PLACE = tl.constexpr(0x87FF87FF)  # sign, code and mantissa of both halves
 BIAS = tl.constexpr(127)
 MAX_BASE = tl.constexpr(239)
@@ -33,11 +36,11 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 class Table(NamedTuple):
-    """Of each lane's segment, as float32: 2^window_base is `scale` * `rest`, neither of which alone
-    exceeds bfloat16."""
+    """Of each lane's segment: window_base, in place of an exponent, and of 2^window_base as much as
+    bfloat16 has, as float32."""
 
+    base: object
     scale: object
-    rest: object
 
 
 class Lane(NamedTuple):
@@ -68,7 +71,7 @@ class Place(NamedTuple):
 @triton.jit
 def table_of(coded, numbers, tiles, FMT: tl.constexpr):
     base = _base_of(tiles.header)
-    return Table(_power_of_two(tl.minimum(base, BIAS)), _power_of_two(_above(base)))
+    return Table(base.to(tl.uint32) << 7, _power_of_two(tl.minimum(base, BIAS)))
 
 
 @triton.jit
@@ -78,14 +81,14 @@ def _base_of(header):
 
 @triton.jit
 def _above(base):
-    """What is left of it where 2^BIAS is taken."""
+    """What bfloat16 has no power of two for: windows of weights above 4 only."""
     return tl.maximum(base - BIAS, 0)
 
 
 @triton.jit
 def _power_of_two(n):
     """float32, n from 0 to 127."""
-    return ((BIAS + n) << 23).to(tl.float32, bitcast=True)
+    return ((n + BIAS) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -113,7 +116,7 @@ def _ends(coded, first, last):
 
 
 @triton.jit
-def groups_of(lane, place, group, groups, COUNT: tl.constexpr, WORDS: tl.constexpr,
+def groups_of(lane, place, group, whole, groups, COUNT: tl.constexpr, WORDS: tl.constexpr,
               FMT: tl.constexpr):  # fmt: skip
     if COUNT == 4:
         c0, c1, c2, c3 = _quad(lane.at)
@@ -127,8 +130,7 @@ def groups_of(lane, place, group, groups, COUNT: tl.constexpr, WORDS: tl.constex
         )
         lane = Lane(lane.at + 384)
     else:
-        # `at` stands behind the last four groups.
-        whole = groups // 4 * 4
+        # `at` stands behind the groups that were taken four at a time.
         left = containers(BITS, groups - whole)
         plane = lane.at - 4 * place.lane
         first = GROUP_CONTAINERS * (group - whole)
@@ -153,38 +155,38 @@ def _quad(at):
 def _group(quads, place, WORDS: tl.constexpr):
     """The pairs of a group's containers."""
     r0, r1, r2 = quads
-    code = (r0 >> 4) & 0x07800780
+    code = (r0 >> 4) & CODES
     upper = (r1 >> 8) & 0x00780078
     rest = ((r2 >> 12) | (r2 << 20)) & 0x80078007
-    pairs = (
-        _to_size(r0 & place.mask, place, WORDS),
-        _to_size(r1 & place.mask, place, WORDS),
-        _to_size(r2 & place.mask, place, WORDS),
-        _to_size(rest | upper | code, place, WORDS),
-    )
-    return pairs, pairs
+    p0, p1, p2, p3 = r0 & place.mask, r1 & place.mask, r2 & place.mask, rest | upper | code
+    if WORDS:
+        p0, p1, p2, p3 = _word(p0, place), _word(p1, place), _word(p2, place), _word(p3, place)
+    else:
+        p0, p1 = _number(p0, place), _number(p1, place)
+        p2, p3 = _number(p2, place), _number(p3, place)
+    return (p0, p1, p2, p3), (p0, p1, p2, p3)
 
 
 @triton.jit
-def _to_size(pair, place, WORDS: tl.constexpr):
-    pair = _times(pair, place.table.scale)
-    if WORDS:  # twice a power of two: products make up for the second one in their sums
-        pair = _times(pair, place.table.rest)
-    return pair
+def _word(pair, place):
+    """Adds window_base to the codes that are not zero, of both halves at once."""
+    one_if_code = (((pair & CODES) + CODES) >> 11) & 0x00010001
+    return pair + one_if_code * place.table.base
 
 
 @triton.jit
-def _times(pair, power):
-    """Both halves times a power of two, none of them or of the products subnormal."""
+def _number(pair, place):
+    """Both halves times a power of two: as numbers they are the weights times 2^-window_base."""
+    scale = place.table.scale
     if cuda_capability_geq(8) and not INTERPRETED:  # two at once
-        power = power.to(tl.bfloat16)
-        first = (pair & 0xFFFF).to(tl.uint16).to(tl.bfloat16, bitcast=True) * power
-        second = (pair >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True) * power
+        scale = scale.to(tl.bfloat16)
+        first = (pair & 0xFFFF).to(tl.uint16).to(tl.bfloat16, bitcast=True) * scale
+        second = (pair >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True) * scale
         first = first.to(tl.uint16, bitcast=True).to(tl.uint32)
         second = second.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
     else:
-        first = ((pair << 16).to(tl.float32, bitcast=True) * power).to(tl.uint32, bitcast=True) >> 16
-        second = (pair & 0xFFFF0000).to(tl.float32, bitcast=True) * power
+        first = ((pair << 16).to(tl.float32, bitcast=True) * scale).to(tl.uint32, bitcast=True) >> 16
+        second = (pair & 0xFFFF0000).to(tl.float32, bitcast=True) * scale
         second = second.to(tl.uint32, bitcast=True)
     return first | second
 

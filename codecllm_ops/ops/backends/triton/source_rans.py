@@ -153,7 +153,7 @@ def _delta(record, len_bits, lane):
 
 
 @triton.jit
-def groups_of(lane, place, group, groups, COUNT: tl.constexpr, WORDS: tl.constexpr,
+def groups_of(lane, place, group, whole, groups, COUNT: tl.constexpr, WORDS: tl.constexpr,
               FMT: tl.constexpr):  # fmt: skip
     tl.static_assert(COUNT == 1)
     lane, f0, f1, f2, f3 = _fields_of(lane, place, FMT)
