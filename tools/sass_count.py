@@ -2,8 +2,9 @@
 taken.
 
 The main loop is the innermost loop with the most tensor core instructions, or without any, the most
-shared-memory loads, or without those, accesses to global memory. On its path a forward branch inside the loop is
-taken (it skips what is rare: escapes, special values), a divergence check (BRA.DIV) is not.
+shared-memory loads, or without those, accesses to global memory. On its path a forward branch
+inside the loop is taken (it skips what is rare: escapes, special values), a divergence check
+(BRA.DIV) is not.
 
     python tools/sass_count.py kernels.cubin [part of a kernel's mangled name]
 

@@ -92,7 +92,7 @@ def words_from(base: int, rows: int, cols: int) -> torch.Tensor:
 @pytest.mark.usefixtures("checked")
 @pytest.mark.parametrize("tiles", [1, 2, 4])
 @pytest.mark.parametrize(
-    "shape", [(1, 1, 16), (17, 33, 16), (40, 70, 48), (37, 128, 64), (70, 215, 112)], ids=str
+    "shape", [(1, 1, 16), (17, 33, 16), (40, 70, 48), (37, 128, 64), (35, 215, 112)], ids=str
 )
 def test_decode_with_every_choice(shape, tiles, cut):
     """Tiles of one, two and three groups, four, and five to seven."""
@@ -113,15 +113,15 @@ def test_decode_every_exponent(cut):
 @pytest.mark.usefixtures("checked")
 @pytest.mark.parametrize("base", [0, 1, 112, 127, 128, 239])
 def test_every_window(base, cut):
-    w = words_from(base, 33, 70)
+    w = words_from(base, 18, 70)
     coded = fixed(w)
     assert int(coded.operand.table[0, 0]) == base and not coded.raw.numel()
     cut(2)
     assert_same_words(ops.decode(coded), w)
-    assert_same_words(ops.decode_rows(torch.tensor([32, 0, 17]), coded), w[[32, 0, 17]])
+    assert_same_words(ops.decode_rows(torch.tensor([16, 0]), coded), w[[16, 0]])
     cut((2, 2))
     for dtype in (torch.bfloat16, torch.float32):
-        x = (torch.randn(3, 70) * 2.0 ** (min(100, 112 - base) // 2)).to(dtype)
+        x = (torch.randn(2, 70) * 2.0 ** (min(100, 112 - base) // 2)).to(dtype)
         assert_linear_close(ops.decode_linear(x, coded), x, w)
 
 
@@ -146,9 +146,9 @@ def test_decode_rows_across_tiles_and_segments():
 def test_linear_with_every_choice(choice, together, cut, monkeypatch):
     cut(choice)
     monkeypatch.setattr(launch, "TOGETHER", together)
-    w, coded = with_listed(85, 215, 80)
-    for m, dtype in ((1, torch.bfloat16), (7, torch.bfloat16), (2, torch.float32)):
-        x, bias = torch.randn(m, 215).to(dtype), torch.randn(85).to(dtype)
+    w, coded = with_listed(69, 198, 80)
+    for m, dtype in ((1, torch.bfloat16), (7, torch.float32)):
+        x, bias = torch.randn(m, 198).to(dtype), torch.randn(69).to(dtype)
         assert_linear_close(ops.decode_linear(x, coded, bias), x, w, bias=bias)
 
 

@@ -70,7 +70,8 @@ def linear(x, coded, scale, bias, out, status, m, x_stride, splits, numbers, sou
     for col_tile in range(first_tile, last_tile):
         lane, place = source.begin(coded, numbers, table, tiles, col_tile, True, FMT)
         groups = (columns_of(numbers, col_tile) + 15) // 16
-        x_tile = X(x_at.pairs + col_tile * numbers.tile_cols, x_at.block + col_tile * numbers.tile_cols)
+        first_col = col_tile * numbers.tile_cols
+        x_tile = X(x_at.pairs + first_col, x_at.block + first_col)
         whole = 0
         if STEP > 1:
             whole = groups // STEP * STEP
@@ -128,8 +129,8 @@ def _groups(lane, place, group, whole, groups, x_tile, acc, source, COUNT: tl.co
 def _add_listed(acc, x, m, x_stride, coded, status, numbers, source, tile_row, first_tile,
                 last_tile, FMT: tl.constexpr, PRODUCT: tl.constexpr, N: tl.constexpr,
                 T: tl.constexpr, INTERPRETED: tl.constexpr):  # fmt: skip
-    """Adds the products of weights in the list: 16 / T of each tile row at a time are the columns of
-    another group, which has one weight in each.
+    """Adds the products of weights in the list: 16 / T of each tile row at a time are the columns
+    of another group, which has one weight in each.
 
     Args:
         tile_row: of T tile rows the first.
@@ -156,10 +157,7 @@ def _add_listed(acc, x, m, x_stride, coded, status, numbers, source, tile_row, f
         half = tl.where(mine, word[None, :], 0).to(tl.uint16)
         col += col_tile * numbers.tile_cols
         values = tl.load(x_row[None, :] + col[:, None], mask=there[:, None], other=0)
-        if PRODUCT == tl.float32:
-            w = to_float(half, half, FMT)
-        else:
-            w = to_operand(half, PRODUCT, FMT)
+        w = _number(half, half, FMT, PRODUCT)
         acc = _multiply_add(w, values.to(PRODUCT), acc, PRODUCT, INTERPRETED)
     return acc
 
@@ -206,11 +204,15 @@ def _load_x(x_at, col, PRODUCT: tl.constexpr, TOGETHER: tl.constexpr):
 def _operand(high, low, FMT: tl.constexpr, PRODUCT: tl.constexpr, TOGETHER: tl.constexpr):
     """A group's pairs as numbers: [16 * T, 16] of PRODUCT."""
     half = fragment(high, TOGETHER)
-    if PRODUCT == tl.float32:
-        w = to_float(half, fragment(low, TOGETHER), FMT)
-    else:
-        w = to_operand(half, PRODUCT, FMT)
-    return w
+    other = half
+    if FMT.word_bits == 32:
+        other = fragment(low, TOGETHER)
+    return _number(half, other, FMT, PRODUCT)
+
+
+@triton.jit
+def _number(half, low, FMT: tl.constexpr, PRODUCT: tl.constexpr):
+    return to_float(half, low, FMT) if PRODUCT == tl.float32 else to_operand(half, PRODUCT, FMT)
 
 
 @triton.jit

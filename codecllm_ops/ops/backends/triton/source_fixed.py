@@ -98,7 +98,8 @@ def begin(coded, numbers, table, tiles, col_tile, IN_ORDER: tl.constexpr, FMT: t
     inside = (first >= 0) & (first <= last) & (last <= numbers.indexed)
     # All tiles begin at 128 bytes, which is not to be seen in the numbers.
     row, column = numbers.plane_row // 32 * 32, numbers.plane_tile // 32 * 32
-    plane = coded.stream.to(tl.pointer_type(tl.uint32)) + tiles.row * row + col_tile * column
+    at = tiles.row * row + (tiles.row * 0 + col_tile) * column
+    plane = coded.stream.to(tl.pointer_type(tl.uint32)) + at
     # tile_cols % 16 is 0. LLVM does not know: it would take a constant mask apart by halves, which
     # the tensor core wants together, and put them together again: 6 instructions a group.
     mask = (numbers.tile_cols % 16).to(tl.uint32) | IN_PLACE
@@ -109,7 +110,7 @@ def begin(coded, numbers, table, tiles, col_tile, IN_ORDER: tl.constexpr, FMT: t
 def _ends(coded, first, last):
     """Where entries of the tiles from `first` to `last` - 1 begin and end."""
     begin = tl.load(coded.index + (first - 1), mask=first > 0, other=0)
-    return begin, tl.load(coded.index + (last - 1))
+    return begin, tl.load(coded.index + (last - 1), mask=last > 0, other=0)
 
 
 # ---- groups -------------------------------------------------------------------------------------
@@ -146,9 +147,8 @@ def _quad(at):
     """Four containers with one load."""
     two = at.to(tl.pointer_type(tl.uint64))[:, None] + tl.arange(0, 2)[None, :]
     low, high = tl.split(tl.load(two))
-    return low.to(tl.uint32), (low >> 32).to(tl.uint32), high.to(tl.uint32), (high >> 32).to(
-        tl.uint32
-    )
+    c0, c1, c2, c3 = low, low >> 32, high, high >> 32
+    return c0.to(tl.uint32), c1.to(tl.uint32), c2.to(tl.uint32), c3.to(tl.uint32)
 
 
 @triton.jit
@@ -185,8 +185,9 @@ def _number(pair, place):
         first = first.to(tl.uint16, bitcast=True).to(tl.uint32)
         second = second.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
     else:
-        first = ((pair << 16).to(tl.float32, bitcast=True) * scale).to(tl.uint32, bitcast=True) >> 16
+        first = (pair << 16).to(tl.float32, bitcast=True) * scale
         second = (pair & 0xFFFF0000).to(tl.float32, bitcast=True) * scale
+        first = first.to(tl.uint32, bitcast=True) >> 16
         second = second.to(tl.uint32, bitcast=True)
     return first | second
 
