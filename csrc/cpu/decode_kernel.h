@@ -30,12 +30,45 @@ inline void write_rows(const CodedView& view, const TilePlace& tile, const uint3
   }
 }
 
+// Words of the coded format from a source that writes rows itself; `out` begins at row `row0`.
+template <WritesRows S>
+inline Status decode_rows_at_once(S& source, const CodedView& view, int64_t begin, int64_t end,
+                                  int64_t row0, uint8_t* out, bool stream) {
+  constexpr int64_t kWordBytes = S::Format::fmt.word_bytes();
+  const auto use = [&](const Block<S>& block, const typename S::Prefetch* prefetch) {
+    bool intact = true;
+    for (int t = 0; t < block.count; ++t) {
+      const TilePlace& tile = block.tile[t];
+      const int64_t first = (tile.out_row - row0) * view.cols + tile.first_col;
+      intact &= source.write_rows(block.tile[t], prefetch[t], out + kWordBytes * first,
+                                  kWordBytes * view.cols, stream);
+    }
+    return intact;
+  };
+  const Status status = for_blocks(source, view, begin, end, use, [](const Block<S>&) {});
+  if (stream) V::fence();
+  return status;
+}
+
+// Whether a matrix is written past the caches: every tile's rows begin at a cache line.
+template <class F>
+inline bool streams(const CodedView& view, const uint8_t* out) {
+  constexpr int64_t kLine = 64;
+  const int64_t row_bytes = view.cols * F::fmt.word_bytes();
+  return view.rows * row_bytes >= kStreamFrom && intptr_t(out) % kLine == 0 &&
+         row_bytes % kLine == 0 && view.tile_cols * F::fmt.word_bytes() % kLine == 0;
+}
+
 // Decodes words of the coded format.
 inline Status decode(const CodedView& view, int64_t begin, int64_t end, uint8_t* out,
                      uint8_t* at_scratch) {
   const Scratch scratch(view, at_scratch);
   return with_source(view, scratch.source, [&](auto& source) {
     using S = std::remove_reference_t<decltype(source)>;
+    if constexpr (WritesRows<S>) {
+      return decode_rows_at_once(source, view, begin, end, 0, out,
+                                 streams<typename S::Format>(view, out));
+    }
     const auto use = [&](const Block<S>& block, const typename S::Prefetch* prefetch) {
       if (!decode_to_scratch(source, block, prefetch, scratch)) return false;
       for (int t = 0; t < block.count; ++t)
@@ -85,6 +118,8 @@ inline Status decode_converted(S& source, const CodedView& view, int64_t begin, 
                                const Scale& scale, int64_t row0, uint8_t* out,
                                const Scratch& scratch) {
   using F = typename S::Format;
+  if constexpr (WritesRows<S> && kSameKind<F, To>)
+    if (!scale) return decode_rows_at_once(source, view, begin, end, row0, out, false);
   const auto use = [&](const Block<S>& block, const typename S::Prefetch* prefetch) {
     if (!decode_to_scratch(source, block, prefetch, scratch)) return false;
     for (int t = 0; t < block.count; ++t) {
