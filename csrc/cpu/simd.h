@@ -111,6 +111,9 @@ struct V {
     transpose_parts(parts, rows);
     for (int i = 0; i < 4; ++i) put(p + i * stride, rows[i], stream);
   }
+  static void stream_run(uint8_t* p, const uint32_t* run) {
+    _mm_stream_si128((__m128i*)p, _mm_loadu_si128((const __m128i*)run));
+  }
   static void fence() { _mm_sfence(); }
 
   using Halves = __mmask32;
@@ -214,6 +217,9 @@ struct V {
       put(p + 16 * i, _mm256_permute2x128_si256(parts[i], parts[i + 1], 0x20), stream);
       put(p + stride + 16 * i, _mm256_permute2x128_si256(parts[i], parts[i + 1], 0x31), stream);
     }
+  }
+  static void stream_run(uint8_t* p, const uint32_t* run) {
+    _mm_stream_si128((__m128i*)p, _mm_loadu_si128((const __m128i*)run));
   }
   static void fence() { _mm_sfence(); }
 
@@ -364,6 +370,7 @@ struct V {
     for (int row = 0; row < W / 4; ++row)
       for (int i = 0; i < 4; ++i) memcpy(p + row * stride + 16 * i, &parts[i].v[4 * row], 16);
   }
+  static void stream_run(uint8_t* p, const uint32_t* run) { memcpy(p, run, 16); }
   static void fence() {}
 
   using Halves = reg;  // all bits of a half, or none
