@@ -44,7 +44,7 @@ bool choose_cut(Cut cut, const SourceNeeds& needs, int max_warps, Cut& best) {
   for (int way = 0; way < needs.n_ways; ++way) {
     cut.block.way = way;
     cut.block.common_bytes = needs.ways[way].bytes;
-    cut.wavefronts = needs.ways[way].wavefronts;
+    cut.clocks = needs.ways[way].clocks;
     cut.chunks = 0;
     for (int64_t tiles = widest; tiles > 0; --tiles) {
       if (ceil_div(cut.col_tiles, tiles) == cut.chunks) continue;
@@ -86,6 +86,7 @@ LinearPlan make_plan(const CodedView& matrix, const SourceNeeds& needs, int log2
   cut.processors = device.processors;
   cut.x_bytes = fragment_bytes(int(x_rows), matrix.tile_cols);
   cut.sums_bytes = 4 * kTileRows * x_rows;
+  cut.busy_warps = needs.busy_warps;
   cut.block.warp_bytes = needs.warp_bytes;
   cut.block.reserve_bytes = needs.reserve_bytes;
   Cut best = {};
