@@ -8,7 +8,7 @@ namespace codecllm::cuda {
 
 constexpr int kContainersPerGroup = 3;
 
-constexpr uint32_t kPlaces = 0x87ff87ff;    // of the 12 bits in a pair register
+constexpr uint32_t kPlaces = 0x87ff87ff;  // of the 12 bits in a pair register
 constexpr uint32_t kSignAndMantissa = 0x807f807f;
 constexpr uint32_t kCode = 0x07800780;
 // The fourth pair: its codes go to the first container, four bits to the left; mantissa bits 3..6

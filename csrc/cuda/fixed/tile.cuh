@@ -43,11 +43,10 @@ struct FixedUnit {
   // Calls f(containers, group) for the four groups.
   template <class Each>
   CLLM_DEVICE void each(Each&& f) const {
-    const uint32_t c[kUnitGroups][kContainersPerGroup] = {
-        {quads[0].x, quads[0].y, quads[0].z},
-        {quads[0].w, quads[1].x, quads[1].y},
-        {quads[1].z, quads[1].w, quads[2].x},
-        {quads[2].y, quads[2].z, quads[2].w}};
+    const uint32_t c[kUnitGroups][kContainersPerGroup] = {{quads[0].x, quads[0].y, quads[0].z},
+                                                          {quads[0].w, quads[1].x, quads[1].y},
+                                                          {quads[1].z, quads[1].w, quads[2].x},
+                                                          {quads[2].y, quads[2].z, quads[2].w}};
 #pragma unroll
     for (int group = 0; group < kUnitGroups; ++group) f(c[group], group);
   }
@@ -94,8 +93,8 @@ CLLM_DEVICE void for_each_group(const FixedTile& tile, int lane, Each&& f) {
     uint32_t containers[kContainersPerGroup];
 #pragma unroll
     for (int i = 0; i < kContainersPerGroup; ++i)
-      containers[i] = load_once32(
-          tile.plane + 4 * container_at(kContainersPerGroup * group + i, lane, count));
+      containers[i] =
+          load_once32(tile.plane + 4 * container_at(kContainersPerGroup * group + i, lane, count));
     f(containers, group % 2);
   }
 }
