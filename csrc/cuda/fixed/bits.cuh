@@ -6,26 +6,22 @@
 
 namespace codecllm::cuda {
 
-constexpr int kContainersPerGroup = 3;
-
-constexpr uint32_t kPlaces = 0x87ff87ff;  // of the 12 bits in a pair register
-constexpr uint32_t kSignAndMantissa = 0x807f807f;
-constexpr uint32_t kCode = 0x07800780;
-// The fourth pair: its codes go to the first container, four bits to the left; mantissa bits 3..6
-// to the second, eight to the left; the rest to the third, rotated by twelve, a half further.
-constexpr uint32_t kInFirst = 0x07800780, kInSecond = 0x00780078, kInThird = 0x80078007;
+constexpr uint32_t kCode = 0x07800780;  // in a pair register
+// The fourth pair: its codes are in the first container, four bits to the left; mantissa bits 3..6
+// in the second, eight to the left; the rest in the third, rotated by twelve: a half further.
+constexpr uint32_t kInFirst = kFixedSpread[0], kInSecond = kFixedSpread[1],
+                   kInThird = kFixedSpread[2];
 
 CLLM_HD uint32_t rotated_left(uint32_t v, int n) { return v << n | v >> (32 - n); }
 
 // Containers to pair registers: six LOP3 and three shifts for eight weights.
-CLLM_HD void unpack_pairs(const uint32_t (&r)[kContainersPerGroup],
+CLLM_HD void unpack_pairs(const uint32_t (&r)[kFixedContainers],
                           uint32_t (&pairs)[kPairsPerGroup]) {
-  for (int j = 0; j < kContainersPerGroup; ++j) pairs[j] = r[j] & kPlaces;
+  for (int j = 0; j < kFixedContainers; ++j) pairs[j] = r[j] & kFixedPlace;
   pairs[3] = (rotated_left(r[2], 20) & kInThird) | (r[1] >> 8 & kInSecond) | (r[0] >> 4 & kInFirst);
 }
 
-CLLM_HD void pack_pairs(const uint32_t (&pairs)[kPairsPerGroup],
-                        uint32_t (&r)[kContainersPerGroup]) {
+CLLM_HD void pack_pairs(const uint32_t (&pairs)[kPairsPerGroup], uint32_t (&r)[kFixedContainers]) {
   r[0] = pairs[0] | (pairs[3] & kInFirst) << 4;
   r[1] = pairs[1] | (pairs[3] & kInSecond) << 8;
   r[2] = pairs[2] | rotated_left(pairs[3] & kInThird, 12);
@@ -43,12 +39,12 @@ CLLM_HD bool bits_of_word(uint32_t word, uint32_t base, uint32_t& bits) {
   const uint32_t exponent = word >> 7 & 0xff, code = exponent - base;
   bits = 0;
   if (!(word & 0x7fff)) bits = word;
-  if (code - 1 >= 15) return !(word & 0x7fff);
+  if (code - 1 >= kFixedCodes) return !(word & 0x7fff);
   bits = (word & 0x807f) | code << 7;
   return true;
 }
 
-// Four words of the list: row << 28 | col << 16 | word.
+// An entry of the list: row << 28 | col << 16 | word.
 CLLM_HD constexpr uint32_t list_entry(int row, int col, uint32_t word) {
   return uint32_t(row) << 28 | uint32_t(col) << 16 | word;
 }

@@ -16,7 +16,7 @@ struct FixedGroup {
   uint32_t pairs[kPairsPerGroup];
 
   CLLM_DEVICE FixedGroup(int number, int odd, uint32_t base,
-                         const uint32_t (&containers)[kContainersPerGroup])
+                         const uint32_t (&containers)[kFixedContainers])
       : number(number), odd(odd), base(base) {
     unpack_pairs(containers, pairs);
   }

@@ -9,7 +9,7 @@ namespace codecllm::cuda {
 
 // Groups that a lane reads in three quads of 16 bytes.
 constexpr int kUnitGroups = 4;
-constexpr int kUnitBytes = kUnitGroups * kContainersPerGroup * 4 * kLanes;
+constexpr int kUnitBytes = kUnitGroups * kFixedContainers * 4 * kLanes;
 
 struct FixedTile : LocatedTile {
   const uint8_t* plane;
@@ -22,8 +22,7 @@ CLLM_DEVICE FixedTile locate_fixed(const CodedView& matrix, int64_t tile_row, in
   const int64_t number = tile_row * matrix.col_tiles + col_tile;
   tile.list = number ? __ldg(matrix.index + number - 1) : 0;
   tile.list_end = __ldg(matrix.index + number);
-  tile.plane =
-      matrix.stream + tile_row * matrix.plane_row_bytes + col_tile * matrix.plane_tile_bytes;
+  tile.plane = matrix.stream + matrix.plane_at(tile_row, col_tile);
   tile.groups = matrix.groups(col_tile);
   tile.columns = matrix.column_tiles().columns(col_tile);
   tile.segment = int(segment_of(matrix, kFirstTileRow, tile_row));
@@ -43,10 +42,10 @@ struct FixedUnit {
   // Calls f(containers, group) for the four groups.
   template <class Each>
   CLLM_DEVICE void each(Each&& f) const {
-    const uint32_t c[kUnitGroups][kContainersPerGroup] = {{quads[0].x, quads[0].y, quads[0].z},
-                                                          {quads[0].w, quads[1].x, quads[1].y},
-                                                          {quads[1].z, quads[1].w, quads[2].x},
-                                                          {quads[2].y, quads[2].z, quads[2].w}};
+    const uint32_t c[kUnitGroups][kFixedContainers] = {{quads[0].x, quads[0].y, quads[0].z},
+                                                       {quads[0].w, quads[1].x, quads[1].y},
+                                                       {quads[1].z, quads[1].w, quads[2].x},
+                                                       {quads[2].y, quads[2].z, quads[2].w}};
 #pragma unroll
     for (int group = 0; group < kUnitGroups; ++group) f(c[group], group);
   }
@@ -87,14 +86,14 @@ CLLM_DEVICE void for_each_group(const FixedTile& tile, int lane, Each&& f) {
       use(all);
     }
   }
-  const int count = kContainersPerGroup * tile.groups;
+  const int count = kFixedContainers * tile.groups;
 #pragma unroll 1
   for (int group = units * kUnitGroups; group < tile.groups; ++group) {
-    uint32_t containers[kContainersPerGroup];
+    uint32_t containers[kFixedContainers];
 #pragma unroll
-    for (int i = 0; i < kContainersPerGroup; ++i)
+    for (int i = 0; i < kFixedContainers; ++i)
       containers[i] =
-          load_once32(tile.plane + 4 * container_at(kContainersPerGroup * group + i, lane, count));
+          load_once32(tile.plane + 4 * container_at(kFixedContainers * group + i, lane, count));
     f(containers, group % 2);
   }
 }

@@ -88,20 +88,19 @@ class ToFixedTile {
   }
   CLLM_DEVICE void end_piece() {
     left = 0;
-    if (List || lane % 4) return;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) a.counts[counted(half)] = int32_t(at[half]);
+    if constexpr (!List)
+      if (lane % 4 == 0)
+        for (int half = 0; half < 2; ++half) a.counts[counted(half)] = int32_t(at[half]);
   }
   CLLM_DEVICE void store(const uint32_t (&bits)[kPairsPerGroup]) const {
-    uint32_t containers[kContainersPerGroup];
+    uint32_t containers[kFixedContainers];
     pack_pairs(bits, containers);
     const int64_t col_tile = tile - tile_row * a.target.col_tiles;
-    uint32_t* plane = (uint32_t*)(a.plane + tile_row * a.target.plane_row_bytes +
-                                  col_tile * a.target.plane_tile_bytes);
-    const int count = kContainersPerGroup * a.target.groups(col_tile);
+    uint32_t* plane = (uint32_t*)(a.plane + a.target.plane_at(tile_row, col_tile));
+    const int count = kFixedContainers * a.target.groups(col_tile);
 #pragma unroll
-    for (int i = 0; i < kContainersPerGroup; ++i)
-      plane[container_at(kContainersPerGroup * in_tile + i, lane, count)] = containers[i];
+    for (int i = 0; i < kFixedContainers; ++i)
+      plane[container_at(kFixedContainers * in_tile + i, lane, count)] = containers[i];
   }
   // `apart`: this lane's; `all`: those of its two rows, in the order of the list.
   template <class Group>
