@@ -204,7 +204,7 @@ std::tuple<Tensor, Tensor, Tensor> to_fixed(const Tensor& stream, const Tensor& 
   const int64_t tiles = a.tiles();
   Tensor plane = torch::stable::new_empty(stream, {a.target.tile_rows * a.target.plane_row_bytes},
                                           ScalarType::Byte);
-  Tensor ends = torch::stable::new_empty(stream, {tiles, 1}, ScalarType::Int);
+  Tensor ends = torch::stable::new_empty(stream, {tiles}, ScalarType::Int);
   if (!tiles) return {plane, torch::stable::new_empty(stream, {0}, ScalarType::Byte), ends};
 
   const Tensor bases_there = torch::stable::to(bases, stream.device());

@@ -303,9 +303,17 @@ def dense_view(w: torch.Tensor) -> View:
 
 
 def to_fixed(
-    view: View, bases: Sequence[int], tile_cols: int, device: Device | None = None
+    view: View,
+    bases: Sequence[int],
+    tile_cols: int,
+    device: Device | None = None,
+    most_listed: int | None = None,
 ) -> tuple[tuple[torch.Tensor, ...], int]:
-    """Plane, list and ends as the op `_to_fixed` returns them, and the status."""
+    """Plane, list and ends as the op `_to_fixed` returns them, and the status.
+
+    Args:
+        most_listed: entries that the list has room for; default: all that were counted.
+    """
     lib, options = library(), (device or Device()).options()
     sizes = lib.emulated_to_fixed_sizes(c.byref(view), tile_cols)
     plane = Output((sizes.plane_bytes,), torch.uint8, 0x55)
@@ -322,8 +330,8 @@ def to_fixed(
     sums = counts.checked().cumsum(0)
     if status != GOOD:
         return (plane.checked(),), status
-    entries = int(sums[-1])
+    entries = int(sums[-1]) if most_listed is None else most_listed
     listed = Output((4 * entries,), torch.uint8, 0x55)
-    ends = Output((sizes.tiles, 1), torch.int32, 0x55)
+    ends = Output((sizes.tiles,), torch.int32, 0x55)
     status = run(c.c_void_p(sums.data_ptr()), listed.pointer, entries, ends.pointer)
     return (plane.checked(), listed.checked(), ends.checked()), status
