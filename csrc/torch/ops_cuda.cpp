@@ -66,6 +66,14 @@ bool has_code(int64_t index) {
   return device.has_code;
 }
 
+// Element i of an int64 tensor. Waits for the GPU.
+int64_t element(const Tensor& t, int64_t i) {
+  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+  Tensor all = t;
+  const Tensor here = torch::stable::to(torch::stable::narrow(all, 0, i, 1), cpu);
+  return *here.const_data_ptr<int64_t>();
+}
+
 // ---- checking -----------------------------------------------------------------------------------
 
 // Kernels turn what a corrupt tile decodes to into NaN. Whoever wants an error instead pays for a
@@ -74,9 +82,18 @@ std::atomic<bool> checking{false};
 
 bool set_check(bool on) { return checking.exchange(on); }
 
+// `tile`: the smallest number of a corrupt tile, all ones where there is none.
+void check_tile(uint64_t tile, Coding coding, const char* op) {
+  if (coding == Coding::fixed)
+    CLLM_CHECK(tile == ~uint64_t(0), "codecllm::", op, ": corrupt index or list: tile ",
+               int64_t(tile), " lists weights that it does not have");
+  CLLM_CHECK(tile == ~uint64_t(0), "codecllm::", op, ": corrupt coded plane or index: tile ",
+             int64_t(tile), " does not end in the encoder's first state");
+}
+
 class StatusWord {
  public:
-  StatusWord(const Tensor& like, const char* op) {
+  StatusWord(const Tensor& like, Coding coding, const char* op) : coding_(coding) {
     if (!checking.load()) return;
     CLLM_CHECK(!cuda::is_capturing(current_stream(like)), "codecllm::", op,
                ": set_check(True) waits for the GPU, which the capture of a CUDA graph forbids");
@@ -88,15 +105,13 @@ class StatusWord {
   }
   void check(const char* op) const {
     if (!word_) return;
-    const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
-    const Tensor here = torch::stable::to(*word_, cpu);
-    const uint64_t tile = uint64_t(*here.const_data_ptr<int64_t>());
+    const uint64_t tile = uint64_t(element(*word_, 0));
     CLLM_CHECK(tile != cuda::kBadId, "codecllm::", op, ": an index is out of range");
-    CLLM_CHECK(tile == ~uint64_t(0), "codecllm::", op, ": corrupt coded plane or index: tile ",
-               int64_t(tile), " does not end in the encoder's first state");
+    check_tile(tile, coding_, op);
   }
 
  private:
+  Coding coding_;
   std::optional<Tensor> word_;
 };
 
@@ -114,7 +129,7 @@ void decode_into(const Tensor& stream, const Tensor& raw, const Tensor& index, c
     torch::stable::copy_(to, torch::stable::view(m.stream, {rows, out.size(1)}));
     return;
   }
-  const StatusWord status(stream, op);
+  const StatusWord status(stream, m.view.coding, op);
   cuda::DecodeArgs a = {};
   a.matrix = m.view;
   a.out = out.mutable_data_ptr<uint8_t>();
@@ -137,7 +152,7 @@ Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& 
   Tensor out = torch::stable::new_empty(stream, {ids.numel(), row_bytes}, ScalarType::Byte);
   if (!out.numel()) return out;
   CLLM_CHECK(rows > 0, "codecllm::decode_rows: an index is out of range for 0 rows");
-  const StatusWord status(stream, op);
+  const StatusWord status(stream, layout.coding, op);
   cuda::DecodeArgs a = {};
   a.matrix = m.view;
   a.out = out.mutable_data_ptr<uint8_t>();
@@ -162,15 +177,7 @@ Tensor summed_up(const Tensor& counts) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// Element i of an int64 tensor. Waits for the GPU.
-int64_t element(const Tensor& t, int64_t i) {
-  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
-  Tensor all = t;
-  const Tensor here = torch::stable::to(torch::stable::narrow(all, 0, i, 1), cpu);
-  return *here.const_data_ptr<int64_t>();
-}
-
-// One window base to a segment; a stored matrix is one segment.
+// One window base to a segment; a matrix without segments, as stored ones are, counts as one.
 void check_bases(const Tensor& bases, int64_t segments, const char* op) {
   check_tensor(bases, ScalarType::Int, 1, op, "bases", bases);
   CLLM_CHECK(bases.is_cpu() && bases.numel() == segments, "codecllm::", op, ": ", bases.numel(),
@@ -195,10 +202,10 @@ std::tuple<Tensor, Tensor, Tensor> to_fixed(const Tensor& stream, const Tensor& 
   const Layout& layout = m.coded.layout;
   CLLM_CHECK(layout.coding != Coding::fixed && layout.format == Bf16::fmt.id, "codecllm::", op,
              ": the source must be a bf16 matrix of coding rans or stored");
-  CLLM_CHECK(tile_cols >= kGroupCols && tile_cols % kGroupCols == 0 &&
-                 tile_cols <= kMaxFixedTileCols,
-             "codecllm::", op, ": tile_cols ", tile_cols);
-  check_bases(bases, layout.stored() ? 1 : m.view.segments, op);
+  CLLM_CHECK(
+      tile_cols >= kGroupCols && tile_cols % kGroupCols == 0 && tile_cols <= kMaxFixedTileCols,
+      "codecllm::", op, ": tile_cols ", tile_cols);
+  check_bases(bases, std::max<int64_t>(m.view.segments, 1), op);
 
   cuda::ToFixedArgs a = cuda::to_fixed_args(m.view, int(tile_cols));
   const int64_t tiles = a.tiles();
@@ -220,9 +227,7 @@ std::tuple<Tensor, Tensor, Tensor> to_fixed(const Tensor& stream, const Tensor& 
   const Tensor sums = summed_up(counts);
 
   a.listed = element(sums, a.count() - 1);
-  const int64_t tile = element(corrupt, 0);
-  CLLM_CHECK(tile == -1, "codecllm::", op, ": corrupt coded plane or index: tile ", tile,
-             " does not end in the encoder's first state");
+  check_tile(uint64_t(element(corrupt, 0)), layout.coding, op);
   CLLM_CHECK(a.listed <= INT32_MAX, "codecllm::", op, ": ", a.listed,
              " weights outside the window, too many for a list");
   Tensor list = torch::stable::new_empty(stream, {4 * a.listed}, ScalarType::Byte);
@@ -258,7 +263,7 @@ Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, c
   const int64_t floats = cuda::workspace_floats(plan, x_rows, rows);
   std::optional<Tensor> partial;
   if (floats) partial = torch::stable::new_empty(x, {floats}, ScalarType::Float);
-  const StatusWord status(stream, op);
+  const StatusWord status(stream, layout.coding, op);
   cuda::LinearArgs a = {};
   a.matrix = matrix.view;
   a.x = dense_x.const_data_ptr();
