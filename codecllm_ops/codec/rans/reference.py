@@ -28,19 +28,8 @@ from ...format.geometry import (
 from ...format.head import ESCAPE, RANS_L, Head
 from ...format.segments import MAX_INDEX, Segment
 from ...format.weight_formats import WeightFormat
+from ..order import container_at, pair_position, rotate_left
 from .tables import choose_window, padding_value, plan_segment
-
-
-def pair_position(lane: int, j: int) -> tuple[int, int]:
-    """Row in the tile and first column in the group of pair j of a lane (section 3)."""
-    g, t = divmod(lane, 4)
-    return g + 8 * (j & 1), 2 * t + 8 * (j >> 1)
-
-
-def rotate_left(x: int, by: int) -> int:
-    """Of 32 bits."""
-    by %= 32
-    return (x << by | x >> (32 - by)) & 0xFFFFFFFF
 
 
 def encode(
@@ -162,12 +151,6 @@ def pack_raw(tile: np.ndarray, fmt: WeightFormat) -> bytes:
                 buffer[container_at(i, lane, count)] |= rotate_left(w0 | w1 << 16, plane.bits * j)
         out += buffer.tobytes()
     return bytes(out)
-
-
-def container_at(i: int, lane: int, count: int) -> int:
-    """Where container i of a lane is in its plane of a tile: quads (section 5)."""
-    q = i // 4
-    return 4 * LANES * q + min(4, count - 4 * q) * lane + i % 4
 
 
 def index_len_bits(tile_lengths: list[list[int]]) -> int:
