@@ -36,12 +36,10 @@ CLLM_HD uint32_t words_of_pair(uint32_t pair, uint32_t base) {
 
 // The 12 bits of a word in their places; false if the window has no code for it, and it is listed.
 CLLM_HD bool bits_of_word(uint32_t word, uint32_t base, uint32_t& bits) {
-  const uint32_t exponent = word >> 7 & 0xff, code = exponent - base;
-  bits = 0;
-  if (!(word & 0x7fff)) bits = word;
-  if (code - 1 >= kFixedCodes) return !(word & 0x7fff);
-  bits = (word & 0x807f) | code << 7;
-  return true;
+  const uint32_t code = (word >> 7 & 0xff) - base;
+  const bool zero = !(word & 0x7fff), coded = code - 1 < uint32_t(kFixedCodes);
+  bits = coded ? (word & 0x807f) | code << 7 : zero ? word : 0;
+  return coded || zero;
 }
 
 // An entry of the list: row << 28 | col << 16 | word.

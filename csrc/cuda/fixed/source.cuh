@@ -81,10 +81,11 @@ struct FixedSource {
   }
   template <class Each>
   static CLLM_DEVICE bool each_apart(const CodedView& matrix, const Tile& tile, Each&& each) {
-    const uint32_t* list = (const uint32_t*)matrix.raw;
     bool inside = true;
-    for (uint32_t i = tile.list; i < tile.list_end; ++i) {
-      const uint32_t entry = __ldg(list + i);
+    uint32_t next = tile.entry;
+    for (uint32_t i = tile.list; i < tile.list_end;) {
+      const uint32_t entry = next;
+      if (++i < tile.list_end) next = load_listed(matrix, i);
       const int row = entry_row(entry), col = entry_col(entry);
       if (row < tile.rows && col < tile.columns)
         each(row, col, entry & 0xffff);

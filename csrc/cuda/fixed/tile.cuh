@@ -15,7 +15,12 @@ struct FixedTile : LocatedTile {
   const uint8_t* plane;
   int columns;              // inside the matrix
   uint32_t list, list_end;  // entries
+  uint32_t entry;           // the first, on its way while the groups are multiplied
 };
+
+CLLM_DEVICE uint32_t load_listed(const CodedView& matrix, uint32_t i) {
+  return __ldg((const uint32_t*)matrix.raw + i);
+}
 
 CLLM_DEVICE FixedTile locate_fixed(const CodedView& matrix, int64_t tile_row, int64_t col_tile) {
   FixedTile tile;
@@ -28,6 +33,7 @@ CLLM_DEVICE FixedTile locate_fixed(const CodedView& matrix, int64_t tile_row, in
   tile.segment = int(segment_of(matrix, kFirstTileRow, tile_row));
   place_tile(matrix, tile_row, tile);
   tile.valid &= tile.list <= tile.list_end && int64_t(tile.list_end) <= matrix.listed();
+  tile.entry = tile.valid && tile.list < tile.list_end ? load_listed(matrix, tile.list) : 0;
   return tile;
 }
 

@@ -33,10 +33,10 @@ class ToFixedTile {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int in_group = pair_col(lane, j) + half;
-        uint32_t word = group.words(j) >> 16 * half & 0xffff, twelve;
+        uint32_t word = group.words(j) >> 16 * half & 0xffff, placed;
         if (pair_row(lane, j) >= rows || col + in_group >= a.target.cols) word = 0;
-        if (!bits_of_word(word, base, twelve)) apart |= 1u << (in_group + 16 * (j & 1));
-        bits[j] |= twelve << 16 * half;
+        if (!bits_of_word(word, base, placed)) apart |= 1u << (in_group + 16 * (j & 1));
+        bits[j] |= placed << 16 * half;
       }
     }
     if constexpr (!List) store(bits);
