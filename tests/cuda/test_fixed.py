@@ -248,6 +248,20 @@ def test_small_and_large_x(scale):
     assert_linear_close(out, x, w)
 
 
+@pytest.mark.parametrize("scale", [2.0**-70, 2.0**-90, 2.0**-120])
+def test_tiny_x_loses_what_is_documented_and_no_more(scale):
+    """docs/kernels.md: 2^(base - 190) per product."""
+    w = weights(20, 48, BF16)
+    coded = fixed(w)
+    (base,) = (s.window_base for s in coded.info.segments)
+    x = (torch.randn(3, 48) * scale).bfloat16()
+    exact = x.double() @ w.double().T
+    out, status = emulated.linear(x, coded)
+    lost = 48 * 2.0 ** (base - 190)
+    assert status == GOOD
+    assert ((out.double() - exact).abs() <= lost + 2.0**-7 * exact.abs()).all()
+
+
 def test_x_beyond_the_limit_is_never_a_number():
     """docs/kernels.md: from 2^64 on, x leaves bfloat16 when it is scaled."""
     w = weights(20, 48, BF16)
