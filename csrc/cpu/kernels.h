@@ -18,6 +18,11 @@ struct LinearArgs {
   int64_t n;  // rows of the weight
 };
 
+// Results of so many bytes are written past the caches. Measured on a core with 1 MiB of
+// second-level cache, decode with a product behind it that reads the result: 1.8 times as fast at
+// 8 MiB, 0.8 at 2 MiB.
+constexpr int64_t kStreamFrom = 4 << 20;
+
 // All kernels work on tile rows [begin, end) and write nothing else; `scratch` has scratch_bytes()
 // bytes, 64-byte aligned, one per thread.
 struct Kernels {
