@@ -56,7 +56,7 @@ inline void unpack_raw(const RansTile& tile, RansPrefetch next, uint32_t* out) {
     int i = 0;
     for (; i + 4 <= count; i += 4, src += 16 * kLanes, out += 4 * kLanes) {
       next.step();
-      V::transpose_quad(src, out);
+      transpose_quads(src, out);
     }
     const int width = count - i;
     for (int lane = 0; lane < kLanes; ++lane)
@@ -257,7 +257,8 @@ class RansSource {
   using Prefetch = RansPrefetch;
 
   RansSource(const CodedView& view, uint8_t* scratch) : view_(view) {
-    for (int t = 0; t < kTilesAtOnce; ++t) raw_[t] = (uint32_t*)(scratch + t * view.raw_tile_bytes);
+    for (int t = 0; t < kTilesAtOnce; ++t)
+      raw_[t] = (uint32_t*)(scratch + t * view.plane_tile_bytes);
   }
 
   bool locate(int64_t tile_row, int64_t col_tile, Tile& tile) {
