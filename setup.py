@@ -54,6 +54,7 @@ CXX_FLAGS = [
     "-Wno-unknown-pragmas",
     "-Wno-psabi",  # vectors of 64 bytes never cross a file
     "-Wno-maybe-uninitialized",  # GCC 12's own AVX-512 headers
+    "-Wno-uninitialized",  # the same
     *OPTIMIZE,
     *([] if X86 else ["-DCLLM_NO_X86"]),
 ]

@@ -13,7 +13,7 @@ static bool supported() {
          __builtin_cpu_supports("avx512vbmi2");
 }
 
-extern const Kernels kAvx512 = {"avx512",   supported, false,    decode,
+extern const Kernels kAvx512 = {"avx512",   supported, false, true, decode,
                                 decode_as,  linear,    to_fixed, to_fixed_scratch_bytes,
                                 check_fixed};
 

@@ -13,7 +13,7 @@ static bool supported() {
          __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bf16");
 }
 
-extern const Kernels kAvx512Bf16 = {"avx512bf16", supported, true,     decode,
+extern const Kernels kAvx512Bf16 = {"avx512bf16", supported, true, true, decode,
                                     decode_as,    linear,    to_fixed, to_fixed_scratch_bytes,
                                     check_fixed};
 

@@ -8,7 +8,7 @@ namespace codecllm {
 
 static bool supported() { return true; }
 
-extern const Kernels kPortable = {"portable", supported, false,    decode,
+extern const Kernels kPortable = {"portable", supported, false, false, decode,
                                   decode_as,  linear,    to_fixed, to_fixed_scratch_bytes,
                                   check_fixed};
 

@@ -104,11 +104,17 @@ Tensor fused_linear(const LinearCall& c) {
   const int64_t m = c.m, rows = c.view.rows, cols = c.view.cols;
   Tensor out = make_empty(c.x, c.shape, c.x.scalar_type());
   const Kernels& k = kernels();
+  const void* x = c.x.const_data_ptr();
   const bool as_bf16 = packs_bf16(k, c.view, c.dtype);
-  ScratchBuffer packed(packed_bytes(m, cols, as_bf16));
-  pack_x(c.x.const_data_ptr(), c.dtype, m, cols, as_bf16, packed.get());
-  const LinearArgs a = {packed.get(),
+  int exponent;
+  const LinearPath path = choose_path(k, c.view, c.dtype, x, m, exponent);
+  ScratchBuffer packed(packed_bytes(path, m, cols, as_bf16));
+  pack_x(path, x, c.dtype, m, cols, as_bf16, exponent, packed.get());
+  const LinearArgs a = {path,
+                        packed.get(),
                         as_bf16,
+                        exponent,
+                        x,
                         m,
                         c.weight_scale(),
                         c.bias ? c.bias->const_data_ptr() : nullptr,
