@@ -202,7 +202,7 @@ inline Status linear_few(const CodedView& view, int64_t begin, int64_t end,
       const typename P::X* x = (const typename P::X*)args.x + tile.first_col * Rows;
       multiply_units<P, Rows>(tile.plane, units, x, sums);
       if (left) {
-        uint8_t last[kFixedUnitBytes] = {};
+        uint8_t last[kFixedUnitBytes];
         widen_unit(tile.plane + int64_t(units) * kFixedUnitBytes, left, last);
         multiply_units<P, Rows>(last, 1, x + units * kUnitCols * Rows, sums);
       }
@@ -313,7 +313,6 @@ inline void decode_part(const FixedTile& tile, Part part, uint32_t* words) {
   for (int group = 0; group < part.groups; group += kFixedUnit, unit += kFixedUnitBytes) {
     const uint8_t* from = unit;
     if (part.groups - group < kFixedUnit) {
-      memset(last, 0, sizeof last);
       widen_unit(unit, part.groups - group, last);
       from = last;
     }
