@@ -2,8 +2,9 @@
 taken.
 
 The main loop is the innermost loop with the most tensor core instructions, or without any, the most
-shared-memory loads, or without those, global ones. On its path a forward branch inside the loop is
-taken (it skips what is rare: escapes, special values), a divergence check (BRA.DIV) is not.
+shared-memory loads, or without those, accesses to global memory. On its path a forward branch
+inside the loop is taken (it skips what is rare: escapes, special values), a divergence check
+(BRA.DIV) is not.
 
     python tools/sass_count.py kernels.cubin [part of a kernel's mangled name]
 
@@ -117,7 +118,9 @@ def main_loop(kernel: list[Instruction]) -> Loop:
     if not innermost:
         raise ValueError("a kernel without a loop")
     paths = [_usual_path(kernel, begin, end) for begin, end in innermost]
-    return max(paths, key=lambda p: (p.count("HMMA"), p.count("LDS"), p.count("LDG"), -p.issued))
+    return max(
+        paths, key=lambda p: (p.count("HMMA"), p.count("LDS"), p.count("LDG", "STG"), -p.issued)
+    )
 
 
 def _usual_path(kernel: list[Instruction], begin: int, end: int) -> Loop:

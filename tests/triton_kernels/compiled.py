@@ -74,10 +74,18 @@ def compiling(target: str = "sm_90", choice=None) -> Iterator[list]:
         yield found
 
 
+def format_name(fmt: str) -> str:
+    """Without the coding."""
+    return fmt.removeprefix("fixed ")
+
+
 @functools.cache
 def coded_of(fmt: str, left: bool = False, even: bool = True) -> ops.CodedMatrix:
-    """Two tiles beside each other; int8 with a scale per row."""
-    w, scale = weights(16, 48 if even else 47, FORMATS[fmt]), None
+    """Two tiles beside each other; int8 with a scale per row. `fmt`: a format's name, with "fixed "
+    in front in that coding."""
+    w, scale = weights(16, 48 if even else 47, FORMATS[format_name(fmt)]), None
+    if fmt != format_name(fmt):
+        return ops.encode(w, coding="fixed", tile_cols=32, allow_stored=False)
     if w.dtype == torch.int8:
         scale = torch.ones(16)
     predictor = "left" if left else "none"

@@ -21,10 +21,14 @@ from cases import FORMATS, INTERPRETING
 if importlib.util.find_spec("triton") is None or INTERPRETING:
     pytest.skip("no Triton, or its interpreter instead", allow_module_level=True)
 
+from codecllm_ops.ops.backends.triton import launch, matrix
 from codecllm_ops.ops.backends.triton.choices import Product, decode_choices, linear_choices
 from triton_kernels import compiled
 
-BUDGET = json.loads(Path(__file__).with_name("budget.json").read_text())
+_BUDGETS = json.loads(Path(__file__).with_name("budget.json").read_text())
+BUDGET = _BUDGETS["instructions per weight, sm_90"]
+if launch.TOGETHER:
+    BUDGET = BUDGET | _BUDGETS["of them, Triton before 3.8"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 every_target = pytest.mark.parametrize("target", compiled.TARGETS)
@@ -34,7 +38,9 @@ every_format = pytest.mark.parametrize("fmt", FORMATS)
 def linear_tiles(fmt: str, dtype: str, m: int, target="sm_90", left: bool = False) -> list[int]:
     """Tile rows of a program, of all choices that the launcher may make."""
     device = compiled.device_of(target)
-    product = Product.of(FORMATS[fmt], DTYPES[dtype], m, left, device)
+    step = matrix.CODINGS["rans" if fmt in FORMATS else "fixed"].STEP
+    found = FORMATS[compiled.format_name(fmt)]
+    product = Product.of(found, DTYPES[dtype], m, left, step, device)
     return sorted({tiles for tiles, _ in linear_choices(10_000, 32, product, device)})
 
 
@@ -56,6 +62,14 @@ def test_linear_of_every_format(fmt, dtype, m):
         assert_no_spills(kernel, f"{tiles} tiles")
 
 
+@pytest.mark.parametrize("case", ["bf16, 1", "bf16, 16", "bf16, 32", "bf16, 64", "fp32, 64"])
+def test_linear_of_fixed(case):
+    dtype, m = case.split(", ")
+    for tiles in linear_tiles("fixed bf16", dtype, int(m)):
+        kernel = compiled.linear_kernel("sm_90", "fixed bf16", DTYPES[dtype], int(m), tiles)
+        assert_no_spills(kernel, f"{tiles} tiles")
+
+
 @pytest.mark.parametrize("m", [16, 32])
 @every_format
 def test_linear_with_predictor_left(fmt, m):
@@ -67,7 +81,7 @@ def test_linear_with_predictor_left(fmt, m):
 
 @every_target
 def test_kernels_that_report_damage(target):
-    for fmt in ("bf16", "int8"):
+    for fmt in ("bf16", "int8", "fixed bf16"):
         kernel = compiled.linear_kernel(
             target, fmt, torch.bfloat16, 16, 2, partial=False, checked=True
         )
@@ -97,6 +111,14 @@ def test_decode_of_every_format(fmt, left):
 
 
 @every_target
+def test_fixed_on_every_target(target):
+    kernel = compiled.linear_kernel(target, "fixed bf16", torch.bfloat16, 1, 2)
+    assert_no_spills(kernel, "linear")
+    for tiles in (2, None):
+        assert_no_spills(compiled.decode_kernel(target, "fixed bf16", tiles), tiles)
+
+
+@every_target
 def test_the_others_on_every_target(target):
     for tiles in (*decode_tiles(target), None):
         assert_no_spills(compiled.decode_kernel(target, "bf16", tiles), tiles)
@@ -113,25 +135,31 @@ def test_the_others_on_every_target(target):
 def measured(case: str) -> float:
     """Instructions per weight of a case of budget.json."""
     what, tiles = case.split(", ")[0], int(case.split(" tile")[0].split()[-1])
+    groups = 1
     if what.startswith("decode "):
-        kernel = compiled.decode_kernel("sm_90", what.removeprefix("decode "), tiles)
+        fmt = what.removeprefix("decode ")
+        kernel = compiled.decode_kernel("sm_90", fmt, tiles)
+        groups = 1 if fmt in FORMATS else 4
     else:
         fmt, dtype = what.split(" x ")
+        # Of a step in the main loop; without tensor cores steps are of one group.
+        groups = 4 if fmt not in FORMATS and dtype != "fp32" else 1
         m = int(case.split("M = ")[1].split(",")[0])
         kernel = compiled.linear_kernel("sm_90", fmt, DTYPES[dtype], m, tiles)
     loop = compiled.main_loop(kernel)
     assert loop.local_memory == 0
-    return loop.issued / (8 * tiles)  # one group
+    return loop.issued / (8 * tiles * groups)
 
 
-@pytest.mark.parametrize("case", BUDGET["instructions per weight, sm_90"])
+@pytest.mark.parametrize("case", BUDGET)
 def test_instructions_per_weight(case):
-    assert measured(case) <= BUDGET["instructions per weight, sm_90"][case]
+    assert measured(case) <= BUDGET[case]
 
 
+@pytest.mark.parametrize("fmt", ["bf16", "fixed bf16"])
 @every_target
-def test_amd_gets_no_ptx(target):
-    kernel = compiled.linear_kernel(target, "bf16", torch.bfloat16, 1, 2)
+def test_amd_gets_no_ptx(target, fmt):
+    kernel = compiled.linear_kernel(target, fmt, torch.bfloat16, 1, 2)
     assert ("ptx" in kernel.asm) == (target in compiled.CUDA)
     assert "inline_asm" not in kernel.asm["ttir"]
 
@@ -149,7 +177,8 @@ def test_subnormals_are_not_flushed(target):
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_120"])
 def test_weights_stay_in_registers(target):
     """The fragments are what tensor cores take: no weight moves between threads."""
-    for dtype, fmt in ((torch.bfloat16, "bf16"), (torch.float16, "int8")):
+    cases = (torch.bfloat16, "bf16"), (torch.float16, "int8"), (torch.bfloat16, "fixed bf16")
+    for dtype, fmt in cases:
         kernel = compiled.linear_kernel(target, fmt, dtype, 8, 2)
         loop = compiled.main_loop(kernel)
         assert loop.count("HMMA") > 0
@@ -157,5 +186,5 @@ def test_weights_stay_in_registers(target):
 
 
 if __name__ == "__main__":
-    for name in BUDGET["instructions per weight, sm_90"]:
+    for name in BUDGET:
         print(f"{name}: {measured(name):.2f}")

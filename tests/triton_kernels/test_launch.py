@@ -34,9 +34,12 @@ def compiled() -> Iterator[list]:
         yield found
 
 
-def coded_of(rows: int, cols: int, fmt=FORMATS["bf16"], tile_cols: int = 32):
-    coded = ops.encode(weights(rows, cols, fmt), tile_cols=tile_cols, allow_stored=False)
-    return coded.operand
+every_coding = pytest.mark.parametrize("coding", ["rans", "fixed"])
+
+
+def coded_of(rows: int, cols: int, fmt=FORMATS["bf16"], tile_cols: int = 32, coding: str = "rans"):
+    w = weights(rows, cols, fmt)
+    return ops.encode(w, tile_cols=tile_cols, allow_stored=False, coding=coding).operand
 
 
 @every_format
@@ -56,11 +59,13 @@ def test_formats_that_the_package_does_not_have_compile(other_format, compiled):
     assert len(compiled) == 3
 
 
-def test_shapes_share_a_kernel(compiled):
+@every_coding
+def test_shapes_share_a_kernel(compiled, coding):
     """Numbers are arguments: another shape or batch is no other kernel."""
     kernels = set()
     for rows, cols, m in ((48, 64, 1), (160, 96, 8), (34, 2, 5), (16, 16, 3), (272, 256, 2)):
-        every_op(coded_of(rows, cols, tile_cols=16), torch.ones(m, cols).bfloat16(), [0] * m)
+        coded = coded_of(rows, cols, tile_cols=16, coding=coding)
+        every_op(coded, torch.ones(m, cols).bfloat16(), [0] * m)
     kernels = {(name, kernel.hash) for name, kernel in compiled}
     assert len({h for name, h in kernels if name == "linear"}) == 2  # partial sums or not
     assert {name for name, _ in kernels} == {"decode_matrix", "decode_rows", "linear", "reduce"}
@@ -95,8 +100,10 @@ class _Counted(TorchDispatchMode):
 _FREE = {"empty", "new_empty", "view", "_unsafe_view", "alias", "detach"}
 
 
-def test_a_call_neither_waits_nor_copies(compiled):
-    coded, x, ids = coded_of(48, 64), torch.ones(3, 64).bfloat16(), torch.tensor([1])
+@every_coding
+def test_a_call_neither_waits_nor_copies(compiled, coding):
+    coded = coded_of(48, 64, coding=coding)
+    x, ids = torch.ones(3, 64).bfloat16(), torch.tensor([1])
     out = torch.empty((48, 128), dtype=torch.uint8)
     with _Counted() as counted:
         backend.decode_into(coded, out)

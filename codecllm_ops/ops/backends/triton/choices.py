@@ -70,14 +70,18 @@ class Product:
             float32 is without them.
         n: columns of x: a power of two, as many as a tensor core has at least.
         wide: decoding takes many registers too.
+        stepped: several groups are decoded at once.
     """
 
     dtype: tl.dtype
     n: int
     wide: bool
+    stepped: bool
 
     @staticmethod
-    def of(fmt: WeightFormat, x_dtype: torch.dtype, m: int, wide: bool, device: Device) -> Product:
+    def of(
+        fmt: WeightFormat, x_dtype: torch.dtype, m: int, wide: bool, step: int, device: Device
+    ) -> Product:
         """For x of m rows, 1 to 64."""
         arch = device.arch
         has_cores = arch is None or arch >= ((8, 0) if x_dtype == torch.bfloat16 else (7, 0))
@@ -86,7 +90,7 @@ class Product:
         if cores:
             dtype = tl.bfloat16 if x_dtype == torch.bfloat16 else tl.float16
         least = 8 if cores and arch is not None else 16
-        return Product(dtype, max(least, 1 << (m - 1).bit_length()), wide)
+        return Product(dtype, max(least, 1 << (m - 1).bit_length()), wide, step > 1)
 
     @property
     def cores(self) -> bool:
@@ -103,6 +107,8 @@ def linear_options(tiles: int, product: Product, device: Device) -> dict:
         registers = 128 if tiles == 1 and not many else 255
     elif tiles == 1:
         registers = 168 if many else 96
+    elif product.stepped and tiles == 2 and product.n == 32:
+        registers = 144
     else:
         registers = 128 if tiles == 2 and not many else 255
     return options(registers)

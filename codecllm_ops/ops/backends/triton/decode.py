@@ -55,11 +55,18 @@ def decode_matrix(coded, out, status, numbers, source, FMT: tl.constexpr,
     groups = (columns_of(numbers, col_tile) + 15) // 16
 
     lane, place = source.begin(coded, numbers, table, tiles, col_tile, True, FMT)
-    for group in range(groups):
-        lane, high, low = source.group(lane, place, group, groups, FMT)
-        _store_group(to, group, high, low, FMT.flip, FMT.word_bits, EVEN)
+    whole = 0
+    if FMT.step > 1:
+        whole = groups // FMT.step * FMT.step
+        for group in range(0, whole, FMT.step):
+            lane = _decode_groups(to, lane, place, group, whole, groups, source, FMT.step, FMT,
+                                  EVEN)  # fmt: skip
+    for group in range(whole, groups):
+        lane = _decode_groups(to, lane, place, group, whole, groups, source, 1, FMT, EVEN)
 
     good = source.ended(lane, place)
+    if source.listed is not None:
+        good &= _store_listed(to, coded, numbers, tiles, col_tile, source, FMT)
     if status is not None:
         number = tiles.row * numbers.col_tiles + col_tile
         tl.atomic_min(status + tiles.lane * 0, number, mask=good == 0)
@@ -101,12 +108,20 @@ def decode_rows(ids, count, coded, out, status, numbers, source, FMT: tl.constex
     left = tl.where(mine, columns - 2 * t, 0)
 
     lane, place = source.begin(coded, numbers, table, tiles, col_tile, False, FMT)
-    for group in range(groups):
-        lane, high, low = source.group(lane, place, group, groups, FMT)
-        _store_row(to, left, group, _row_of(is_upper, high), _row_of(is_upper, low),
-                   FMT.flip, FMT.word_bits, EVEN)  # fmt: skip
+    whole = 0
+    if FMT.step > 1:
+        whole = groups // FMT.step * FMT.step
+        for group in range(0, whole, FMT.step):
+            lane = _decode_row(to, left, is_upper, lane, place, group, whole, groups, source,
+                               FMT.step, FMT, EVEN)  # fmt: skip
+    for group in range(whole, groups):
+        lane = _decode_row(to, left, is_upper, lane, place, group, whole, groups, source, 1, FMT,
+                           EVEN)  # fmt: skip
 
     good = known & there & source.ended(lane, place)
+    if source.listed is not None:
+        cells = to, to, tl.where(is_upper, left, 0), tl.where(is_upper, 0, left)
+        good &= _store_listed(cells, coded, numbers, tiles, col_tile, source, FMT)
     if status is not None:
         number = tiles.row * numbers.col_tiles + col_tile
         number = tl.where(known, number, BAD_ID)
@@ -118,6 +133,54 @@ def decode_rows(ids, count, coded, out, status, numbers, source, FMT: tl.constex
         for group in range(groups):
             two = ones, ones
             _store_row(to, left, group, two, two, 0, FMT.word_bits, EVEN)
+
+
+# ---- groups ------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _decode_groups(to, lane, place, group, whole, groups, source, COUNT: tl.constexpr,
+                   FMT: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
+    """Stores COUNT groups."""
+    lane, found = source.groups(lane, place, group, whole, groups, COUNT, True, FMT)
+    for i in tl.static_range(COUNT):
+        high, low = found[i]
+        _store_group(to, group + i, high, low, FMT.flip, FMT.word_bits, EVEN)
+    return lane
+
+
+@triton.jit
+def _decode_row(to, left, is_upper, lane, place, group, whole, groups, source,
+                COUNT: tl.constexpr, FMT: tl.constexpr, EVEN: tl.constexpr):  # fmt: skip
+    """Stores one row of COUNT groups."""
+    lane, found = source.groups(lane, place, group, whole, groups, COUNT, True, FMT)
+    for i in tl.static_range(COUNT):
+        high, low = found[i]
+        _store_row(to, left, group + i, _row_of(is_upper, high), _row_of(is_upper, low),
+                   FMT.flip, FMT.word_bits, EVEN)  # fmt: skip
+    return lane
+
+
+@triton.jit
+def _store_listed(to, coded, numbers, tiles, col_tile, source, FMT: tl.constexpr):
+    """Weights that stand in the list: the lane that stored a zero for one stores it, so that no
+    order of the program's stores is needed. Whether all of a tile's entries are inside of it."""
+    tl.static_assert(FMT.word_bits == 16)
+    upper, lower, upper_left, lower_left = to
+    tile = tiles.row * numbers.col_tiles + col_tile
+    columns = columns_of(numbers, col_tile)
+    g, t = tiles.lane // 4, tiles.lane % 4
+    good = tiles.lane == tiles.lane
+    first, count = source.listed(coded, numbers, tile, tile + 1)
+    for i in range(tl.max(count, 0)):
+        there = i < count
+        row, col, word, fine = source.entry(coded, numbers, first + i, there, columns)
+        good &= fine
+        left = tl.where(row < 8, upper_left, lower_left)
+        mine = there & fine & (row % 8 == g) & (col % 8 // 2 == t) & (col - 2 * t < left)
+        cell = tl.where(row < 8, upper, lower) + (col - 2 * t) * 2
+        tl.store(cell.to(tl.pointer_type(tl.uint16)), (word ^ FMT.flip).to(tl.uint16), mask=mine)
+    return good
 
 
 # ---- where -------------------------------------------------------------------------------------

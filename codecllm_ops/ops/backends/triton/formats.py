@@ -15,14 +15,14 @@ _FLOATS = {
 }
 
 
-def format_of(fmt: WeightFormat, code: object) -> Format:
+def format_of(fmt: WeightFormat, step: int, code: object) -> Format:
     """`FMT` of the kernels, with what the coding adds."""
     planes = [p for p in fmt.planes if not p.low_half]
     kind = fmt.kind if isinstance(fmt.kind, Float) else Float(0, 0, has_inf=False)
     return Format(
         fmt.word_bits, fmt.flip, fmt.coded_bits, fmt.coded_shift,
         tuple(n for p in planes for n in (p.mask, p.bits)),
-        kind.exponent, kind.mantissa, kind.has_inf, code,
+        kind.exponent, kind.mantissa, kind.has_inf, step, code,
     )  # fmt: skip
 
 

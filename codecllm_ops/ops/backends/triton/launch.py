@@ -66,7 +66,7 @@ def linear(x: torch.Tensor, m: Matrix, scale, bias, status) -> torch.Tensor:
     """x [1 to 64, cols] times the matrix: [.., rows] of x's dtype."""
     plan, device, rows_of_x = m.plan, device_of(x.device), x.shape[0]
     out = x.new_empty((rows_of_x, plan.rows))
-    product = Product.of(plan.fmt, x.dtype, rows_of_x, plan.wide, device)
+    product = Product.of(plan.fmt, x.dtype, rows_of_x, plan.wide, plan.format.step, device)
     per_row = plan.scale_kind == ROW_SCALE
     x = _whole_groups(x)
 

@@ -11,9 +11,10 @@ tile row 2   [ p2 > > > > ][ p3 > > > > ]     (T = 2)
 
 for each tile column of the part:
   begin at the tiles
-  for each group of 16 columns:
+  for each group of 16 columns (or several, as the coding wants):
     decode its pairs, make them an operand, load x, multiply and add
   ended? else the tile's rows become NaN
+a list of the coding: its weights of the part, products added
 store: y, or with several parts sums for `reduce`, which adds them in order
 """
 
@@ -53,6 +54,8 @@ def linear(x, coded, scale, bias, out, status, m, x_stride, splits, numbers, sou
         PRODUCT: dtype of the products. float32: without tensor cores, for all formats.
         N: columns of x in the product, m or more.
     """
+    # Without tensor cores a group is hundreds of instructions already.
+    STEP: tl.constexpr = 1 if PRODUCT == tl.float32 else FMT.step
     numbers = shown(numbers)
     block, split = tl.program_id(0) // splits, tl.program_id(0) % splits
     tiles = whole_tile_rows(coded, numbers, block, T)
@@ -67,11 +70,17 @@ def linear(x, coded, scale, bias, out, status, m, x_stride, splits, numbers, sou
     for col_tile in range(first_tile, last_tile):
         lane, place = source.begin(coded, numbers, table, tiles, col_tile, True, FMT)
         groups = (columns_of(numbers, col_tile) + 15) // 16
-        for group in range(groups):
-            lane, high, low = source.group(lane, place, group, groups, FMT)
-            w = _operand(high, low, FMT, PRODUCT, TOGETHER)
-            values = _load_x(x_at, col_tile * numbers.tile_cols + 16 * group, PRODUCT, TOGETHER)
-            acc = _multiply_add(w, values, acc, PRODUCT, INTERPRETED)
+        first_col = col_tile * numbers.tile_cols
+        x_tile = X(x_at.pairs + first_col, x_at.block + first_col)
+        whole = 0
+        if STEP > 1:
+            whole = groups // STEP * STEP
+            for group in range(0, whole, STEP):
+                lane, acc = _groups(lane, place, group, whole, groups, x_tile, acc, source, STEP,
+                                    FMT, PRODUCT, TOGETHER, INTERPRETED)  # fmt: skip
+        for group in range(whole, groups):
+            lane, acc = _groups(lane, place, group, whole, groups, x_tile, acc, source, 1, FMT,
+                                PRODUCT, TOGETHER, INTERPRETED)  # fmt: skip
         ended = source.ended(lane, place)
         if status is not None:
             number = tiles.row * numbers.col_tiles + col_tile
@@ -80,9 +89,15 @@ def linear(x, coded, scale, bias, out, status, m, x_stride, splits, numbers, sou
 
     if status is not None:
         tl.atomic_min(status + tiles.lane * 0, corrupt, mask=good == 0)
+    r = tl.arange(0, 16 * T)
+    if source.factor is not None:
+        tile_row = tl.minimum(block * T + r // 16, numbers.tile_rows - 1).to(tl.int64)
+        acc *= source.factor(coded, numbers, tile_row)[:, None]
+    if source.listed is not None:
+        acc = _add_listed(acc, x, m, x_stride, coded, status, numbers, source, block * T,
+                          first_tile, last_tile, FMT, PRODUCT, N, T, INTERPRETED)  # fmt: skip
     # Never a number that looks right.
     acc = tl.where((all_of(good, 32, 16) == 0)[:, None], float("nan"), acc)
-    r = tl.arange(0, 16 * T)
     first, count = rows_of(coded, numbers, (block * T + r // 16).to(tl.int64))
     mine = r % 16 < count
     row = tl.where(mine, first + r % 16, 0)
@@ -94,6 +109,57 @@ def linear(x, coded, scale, bias, out, status, m, x_stride, splits, numbers, sou
     else:
         y = _finish(acc, scale, bias, row[:, None], PER_ROW)
         tl.store(out + to, y.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _groups(lane, place, group, whole, groups, x_tile, acc, source, COUNT: tl.constexpr,
+            FMT: tl.constexpr, PRODUCT: tl.constexpr, TOGETHER: tl.constexpr,
+            INTERPRETED: tl.constexpr):  # fmt: skip
+    """Decodes COUNT groups and adds their products."""
+    lane, found = source.groups(lane, place, group, whole, groups, COUNT, False, FMT)
+    for i in tl.static_range(COUNT):
+        high, low = found[i]
+        w = _operand(high, low, FMT, PRODUCT, TOGETHER)
+        values = _load_x(x_tile, 16 * (group + i), PRODUCT, TOGETHER)
+        acc = _multiply_add(w, values, acc, PRODUCT, INTERPRETED)
+    return lane, acc
+
+
+@triton.jit
+def _add_listed(acc, x, m, x_stride, coded, status, numbers, source, tile_row, first_tile,
+                last_tile, FMT: tl.constexpr, PRODUCT: tl.constexpr, N: tl.constexpr,
+                T: tl.constexpr, INTERPRETED: tl.constexpr):  # fmt: skip
+    """Adds the products of weights in the list: 16 / T of each tile row at a time are the columns
+    of another group, which has one weight in each.
+
+    Args:
+        tile_row: of T tile rows the first.
+    """
+    each: tl.constexpr = 16 // T
+    slot = tl.arange(0, 16)
+    row = tl.minimum(tile_row + slot // each, numbers.tile_rows - 1).to(tl.int64)
+    from_tile, to_tile = row * numbers.col_tiles + first_tile, row * numbers.col_tiles + last_tile
+    begin, count = source.listed(coded, numbers, from_tile, to_tile)
+    r = tl.arange(0, 16 * T)
+    x_row = x + tl.minimum(tl.arange(0, N), m - 1).to(tl.int64) * x_stride
+    for step in range((tl.max(count, 0) + each - 1) // each):
+        i = step * each + slot % each
+        there = i < count
+        tile = source.tile_of(coded, numbers, begin + i, from_tile, to_tile)
+        col_tile = (tile - row * numbers.col_tiles).to(tl.int32)
+        columns = columns_of(numbers, col_tile)
+        row_of, col, word, fine = source.entry(coded, numbers, begin + i, there, columns)
+        if status is not None:
+            tl.atomic_min(status + slot * 0, tile, mask=there & (fine == 0))
+        word = tl.where(there, tl.where(fine, word ^ FMT.flip, 0xFFFF), 0)  # all ones: NaN
+        mine = (r // 16)[:, None] == (slot // each)[None, :]
+        mine &= ((r % 16)[:, None] == row_of[None, :]) | (fine == 0)[None, :]
+        half = tl.where(mine, word[None, :], 0).to(tl.uint16)
+        col += col_tile * numbers.tile_cols
+        values = tl.load(x_row[None, :] + col[:, None], mask=there[:, None], other=0)
+        w = _number(half, half, FMT, PRODUCT)
+        acc = _multiply_add(w, values.to(PRODUCT), acc, PRODUCT, INTERPRETED)
+    return acc
 
 
 @triton.jit(do_not_specialize=_NUMBERS)
@@ -138,11 +204,15 @@ def _load_x(x_at, col, PRODUCT: tl.constexpr, TOGETHER: tl.constexpr):
 def _operand(high, low, FMT: tl.constexpr, PRODUCT: tl.constexpr, TOGETHER: tl.constexpr):
     """A group's pairs as numbers: [16 * T, 16] of PRODUCT."""
     half = fragment(high, TOGETHER)
-    if PRODUCT == tl.float32:
-        w = to_float(half, fragment(low, TOGETHER), FMT)
-    else:
-        w = to_operand(half, PRODUCT, FMT)
-    return w
+    other = half
+    if FMT.word_bits == 32:
+        other = fragment(low, TOGETHER)
+    return _number(half, other, FMT, PRODUCT)
+
+
+@triton.jit
+def _number(half, low, FMT: tl.constexpr, PRODUCT: tl.constexpr):
+    return to_float(half, low, FMT) if PRODUCT == tl.float32 else to_operand(half, PRODUCT, FMT)
 
 
 @triton.jit

@@ -22,12 +22,13 @@ from ....format.geometry import (
 )
 from ....format.layout_word import Layout
 from ....format.weight_formats import WeightFormat
-from . import rans
+from . import fixed, rans
 from .arguments import Coded, Format, Numbers, Source, hidden
 from .formats import format_of
 
-# By name: modules with SOURCE, code_of(layout), is_wide(code), check(coded, plan, tile_rows).
-CODINGS = {"rans": rans}
+# By name: modules with SOURCE, STEP, code_of(layout), is_wide(code), plane_bits(format),
+# indexed(coded), check(coded, plan, tile_rows).
+CODINGS = {"rans": rans, "fixed": fixed}
 
 _ALIGNMENT = 16  # bytes: kernels load as many at once
 
@@ -41,7 +42,8 @@ class Plan:
         fmt, format: the weight format, and what kernels know of it.
         wide: whether decoding takes many registers.
         least_tile_rows: tile rows if the matrix is one segment.
-        raw_row, raw_tile: bytes of the raw plane in a row of tiles, and in a whole tile.
+        plane_row, plane_tile: bytes of the coding's planes of constant size in a row of tiles, and
+            in a whole tile.
     """
 
     coding: ModuleType
@@ -54,8 +56,8 @@ class Plan:
     tile_cols: int
     least_tile_rows: int
     col_tiles: int
-    raw_row: int
-    raw_tile: int
+    plane_row: int
+    plane_tile: int
 
     @property
     def key(self) -> tuple:
@@ -79,11 +81,12 @@ def plan_of(word: int, rows: int, cols: int) -> Plan:
         raise CorruptStreamError(f"corrupt layout: tile_cols {width}")
     coding = CODINGS[layout_word.CODINGS[layout.coding]]
     code = coding.code_of(layout)
-    grid = Grid(fmt.plane_bits, (rows,), cols, width)
+    bits = coding.plane_bits(fmt)
+    grid = Grid(bits, (rows,), cols, width)
     return Plan(
-        coding, fmt, format_of(fmt, code), coding.is_wide(code), layout.scale_kind,
+        coding, fmt, format_of(fmt, coding.STEP, code), coding.is_wide(code), layout.scale_kind,
         rows, cols, width, grid.tile_rows, grid.col_tiles, grid.plane_row_bytes,
-        plane_tile_bytes(fmt.plane_bits, width),
+        plane_tile_bytes(bits, width),
     )  # fmt: skip
 
 
@@ -135,8 +138,9 @@ class Matrix:
         return hidden(
             Numbers(
                 plan.rows, plan.cols, plan.tile_cols, self.tile_rows, plan.col_tiles,
-                plan.raw_row // 4, plan.raw_tile // 4, coded.stream.numel() // 2,
+                plan.plane_row // 4, plan.plane_tile // 4, plan.coding.indexed(coded),
                 coded.index.shape[1], table_ints, segments, (segments - 1).bit_length(),
+                (plan.col_tiles - 1).bit_length(),
             )
         )  # fmt: skip
 

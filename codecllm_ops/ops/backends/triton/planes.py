@@ -18,8 +18,8 @@ def _rotate_right(v, n: tl.constexpr):
 
 
 @triton.jit
-def _at(container, count, lane):
-    """In 32-bit words: quads, so that a lane's containers stand together."""
+def container_at(container, count, lane):
+    """In 32-bit words: quads, so that a lane's containers stand together. `count` of a lane."""
     width = tl.minimum(4, count - container // 4 * 4)
     return container // 4 * 128 + width * lane + container % 4
 
@@ -56,18 +56,18 @@ def _plane(plane, lane, group, groups, BITS: tl.constexpr, MASK: tl.constexpr):
     mask: tl.constexpr = MASK * 0x10001
     count = containers(BITS, groups)
     if BITS == 16:
-        low = _load(plane, _at(4 * group, count, lane), tl.uint64)
-        high = _load(plane, _at(4 * group + 2, count, lane), tl.uint64)
+        low = _load(plane, container_at(4 * group, count, lane), tl.uint64)
+        high = _load(plane, container_at(4 * group + 2, count, lane), tl.uint64)
         p0, p1 = low.to(tl.uint32), (low >> 32).to(tl.uint32)
         p2, p3 = high.to(tl.uint32), (high >> 32).to(tl.uint32)
     elif BITS == 8:
-        both = _load(plane, _at(2 * group, count, lane), tl.uint64)
+        both = _load(plane, container_at(2 * group, count, lane), tl.uint64)
         low, high = both.to(tl.uint32), (both >> 32).to(tl.uint32)
         p0, p1 = low, _rotate_right(low, 8)
         p2, p3 = high, _rotate_right(high, 8)
     else:
         per: tl.constexpr = 4 // BITS  # groups that share a container
-        c = _load(plane, _at(group // per, count, lane), tl.uint32)
+        c = _load(plane, container_at(group // per, count, lane), tl.uint32)
         if per > 1:
             by = group % per * (4 * BITS)
             c = (c >> by) | (c << ((32 - by) % 32))

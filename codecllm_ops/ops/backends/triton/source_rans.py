@@ -2,7 +2,7 @@
 
     table   slot table of the lane's segment, in global memory: 8 values, then 2^scale_bits entries
     begin   index record -> where the lane's words are, its first state and the word ahead
-    group   4 steps -> entries -> coded fields (or literals), undo predictor, OR the raw planes
+    groups  4 steps -> entries -> coded fields (or literals), undo predictor, OR the raw planes
     ended   state 2^16, all words taken
 
 The steps are those of codec/rans/reference.py.
@@ -101,7 +101,7 @@ def begin(coded, numbers, table, tiles, col_tile, IN_ORDER: tl.constexpr, FMT: t
         IN_ORDER: the lanes of a tile stand together, so that their starts are a prefix sum.
     """
     lane = tiles.lane
-    raw_at = tiles.row * numbers.raw_row + (tiles.row * 0 + col_tile) * numbers.raw_tile
+    raw_at = tiles.row * numbers.plane_row + (tiles.row * 0 + col_tile) * numbers.plane_tile
     raw = coded.raw.to(tl.pointer_type(tl.int32)) + raw_at
     seed = lane * 0
     if FMT.code.left:
@@ -122,7 +122,7 @@ def begin(coded, numbers, table, tiles, col_tile, IN_ORDER: tl.constexpr, FMT: t
             more = shortest + _delta(record, len_bits, lane * 0 + other)
             end += tl.where(other < lane, more, 0)
 
-    fits = first + end + 8 <= numbers.stream_words
+    fits = first + end + 8 <= numbers.indexed
     inside = fits & ((second >> 16).to(tl.int64) == tiles.segment)
     first = tl.where(inside, first, 0)
     at = tl.where(inside, end - length, 0)
@@ -130,7 +130,7 @@ def begin(coded, numbers, table, tiles, col_tile, IN_ORDER: tl.constexpr, FMT: t
     low = tl.load(words + at).to(tl.uint32)
     high = tl.load(words + (at + 1)).to(tl.uint32)
     ahead = tl.load(words + (at + 2))
-    last = tl.minimum(numbers.stream_words - 8 - first, 1 << 30).to(tl.int32)
+    last = tl.minimum(numbers.indexed - 8 - first, 1 << 30).to(tl.int32)
     return (
         Lane((high << 16) | low, ahead, at + 2, seed, seed),
         Place(table, words, last, end, inside, raw, lane),
@@ -153,7 +153,9 @@ def _delta(record, len_bits, lane):
 
 
 @triton.jit
-def group_of(lane, place, group, groups, FMT: tl.constexpr):
+def groups_of(lane, place, group, whole, groups, COUNT: tl.constexpr, WORDS: tl.constexpr,
+              FMT: tl.constexpr):  # fmt: skip
+    tl.static_assert(COUNT == 1)
     lane, f0, f1, f2, f3 = _fields_of(lane, place, FMT)
     if FMT.code.left:
         f0, upper = _undo_left(f0, lane.upper, FMT)
@@ -162,7 +164,7 @@ def group_of(lane, place, group, groups, FMT: tl.constexpr):
         f3, lower = _undo_left(f3, lower, FMT)
         lane = Lane(lane.state, lane.ahead, lane.at, upper, lower)
     high, low = with_raw_bits(f0, f1, f2, f3, place.raw, place.lane, group, groups, FMT)
-    return lane, high, low
+    return lane, ((high, low),)
 
 
 @triton.jit
@@ -247,4 +249,4 @@ def _undo_left(fields, previous, FMT: tl.constexpr):
     return found.to(tl.uint32, bitcast=True), (previous + total) & mask
 
 
-SOURCE = Source(table_of, begin, group_of, ended)
+SOURCE = Source(table_of, begin, groups_of, ended)
