@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,6 +22,15 @@ def bytes_of(t: torch.Tensor) -> memoryview:
     return memoryview(buffer).cast("B")
 
 
+def crc32(t: torch.Tensor) -> int:
+    """CRC-32 of the bytes of a tensor, 1-D: zlib's number, at the speed of memory where compiled
+    kernels are there.
+    """
+    t = t.detach().cpu().contiguous()
+    t = t.as_strided(t.shape, (1,))  # a tensor of one element may have any stride
+    return int(torch.ops.codecllm._crc32(t.view(torch.uint8)))
+
+
 def assemble(head: Head, stream, raw, index, device=None) -> tuple[torch.Tensor, ...]:
     """stream, raw, index, head on `device`.
 
@@ -30,7 +40,14 @@ def assemble(head: Head, stream, raw, index, device=None) -> tuple[torch.Tensor,
     """
     parts = [_as_tensor(b, torch.uint8) for b in (stream, raw)]
     parts.append(_as_tensor(index, torch.int32))
-    head = head.with_crcs(*(bytes_of(p) for p in parts))
+    stream_crc, raw_crc, index_crc = map(crc32, parts)
+    head = replace(
+        head,
+        stream_bytes=parts[0].nbytes,
+        crc_stream=stream_crc,
+        crc_raw=raw_crc,
+        crc_index=index_crc,
+    )
     packed = torch.frombuffer(bytearray(head.pack()), dtype=torch.uint8)
     return tuple(p.to(device) for p in (*parts, packed))
 

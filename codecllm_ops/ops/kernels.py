@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
+import zlib
 
 import torch
 from torch.library import Library, get_ctx, register_fake
 from torch.utils.flop_counter import register_flop_formula
 
+from ..codec.assemble import bytes_of
 from ..codec.fixed import encode as fixed_encoder
 from ..codec.operand import Operand
 from ..codec.rans import encoder
@@ -135,11 +137,16 @@ def _lying_tile(*args):
     return backend_for(coded.stream.device).lying_tile(coded)
 
 
+def _crc32(data):
+    return zlib.crc32(bytes_of(data))
+
+
 # ---- registration -------------------------------------------------------------------------------
 
 LIBRARY.impl("encode", _encode, "CompositeExplicitAutograd")
 LIBRARY.impl("_fixed_of", _fixed_of, "CompositeExplicitAutograd")
 LIBRARY.impl("_lying_tile", _lying_tile, "CompositeExplicitAutograd")
+LIBRARY.impl("_crc32", _crc32, "CompositeExplicitAutograd")  # where no library is
 LIBRARY.impl("decode", _decode, "CompositeExplicitAutograd")
 LIBRARY.impl("decode.out", _decode_out, "CompositeExplicitAutograd")
 LIBRARY.impl("decode_rows", _decode_rows, "CompositeExplicitAutograd")

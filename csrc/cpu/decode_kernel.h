@@ -19,15 +19,52 @@
 namespace codecllm {
 namespace {
 
-// One tile to the output, which begins at row `row0` of the matrix.
+// One tile to the output, which begins at row `row0` of the matrix. `stream`: past the caches,
+// words of 16 bits only.
 template <class F>
 inline void write_rows(const CodedView& view, const TilePlace& tile, const uint32_t* pairs,
-                       const uint32_t* low, int64_t row0, uint8_t* out) {
+                       const uint32_t* low, int64_t row0, uint8_t* out, bool stream = false) {
   for (int row = 0; row < tile.rows; ++row) {
     const int64_t to = (tile.out_row + row - row0) * view.cols + tile.first_col;
     const int from = pair_at(row, 0);
-    write_words<F>(pairs + from, low + from, kRunsApart, tile.cols, out + to * F::fmt.word_bytes());
+    uint8_t* words = out + to * F::fmt.word_bytes();
+    int col = 0;
+    if (F::fmt.word_bits == 16 && stream)
+      for (; col + 8 <= tile.cols; col += 8)
+        V::stream_run(words + 2 * col, pairs + from + col / 8 * kRunsApart);
+    const int at = from + col / 8 * kRunsApart;
+    write_words<F>(pairs + at, low + at, kRunsApart, tile.cols - col,
+                   words + col * F::fmt.word_bytes());
   }
+}
+
+// Words of the coded format from a source that writes rows itself; `out` begins at row `row0`.
+template <WritesRows S>
+inline Status decode_rows_at_once(S& source, const CodedView& view, int64_t begin, int64_t end,
+                                  int64_t row0, uint8_t* out, bool stream) {
+  constexpr int64_t kWordBytes = S::Format::fmt.word_bytes();
+  const auto use = [&](const Block<S>& block, const typename S::Prefetch* prefetch) {
+    const TilePlace& tile = block.tile[0];
+    const int64_t first = (tile.out_row - row0) * view.cols + tile.first_col;
+    return source.write_rows(block.tile[0], prefetch[0], out + kWordBytes * first,
+                             kWordBytes * view.cols, stream);
+  };
+  // One row of tiles at a time: two would fill the first-level cache with what is asked for ahead
+  // (a fifth slower).
+  Status status;
+  for (int64_t row = begin; row < end && status; ++row)
+    status = for_blocks(source, view, row, row + 1, use, [](const Block<S>&) {});
+  if (stream) V::fence();
+  return status;
+}
+
+// Whether a matrix is written past the caches: every tile's rows begin at a cache line.
+template <class F>
+inline bool streams(const CodedView& view, const uint8_t* out) {
+  constexpr int64_t kLine = 64;
+  const int64_t row_bytes = view.cols * F::fmt.word_bytes();
+  return view.rows * row_bytes >= kStreamFrom && intptr_t(out) % kLine == 0 &&
+         row_bytes % kLine == 0 && view.tile_cols * F::fmt.word_bytes() % kLine == 0;
 }
 
 // Decodes words of the coded format.
@@ -36,14 +73,21 @@ inline Status decode(const CodedView& view, int64_t begin, int64_t end, uint8_t*
   const Scratch scratch(view, at_scratch);
   return with_source(view, scratch.source, [&](auto& source) {
     using S = std::remove_reference_t<decltype(source)>;
+    if constexpr (WritesRows<S>) {
+      return decode_rows_at_once(source, view, begin, end, 0, out,
+                                 streams<typename S::Format>(view, out));
+    }
+    const bool stream = streams<typename S::Format>(view, out);
     const auto use = [&](const Block<S>& block, const typename S::Prefetch* prefetch) {
       if (!decode_to_scratch(source, block, prefetch, scratch)) return false;
       for (int t = 0; t < block.count; ++t)
         write_rows<typename S::Format>(view, block.tile[t], scratch.pairs[t], scratch.low[t], 0,
-                                       out);
+                                       out, stream);
       return true;
     };
-    return for_blocks(source, view, begin, end, use, [](const Block<S>&) {});
+    const Status status = for_blocks(source, view, begin, end, use, [](const Block<S>&) {});
+    if (stream) V::fence();
+    return status;
   });
 }
 
@@ -85,6 +129,8 @@ inline Status decode_converted(S& source, const CodedView& view, int64_t begin, 
                                const Scale& scale, int64_t row0, uint8_t* out,
                                const Scratch& scratch) {
   using F = typename S::Format;
+  if constexpr (WritesRows<S> && kSameKind<F, To>)
+    if (!scale) return decode_rows_at_once(source, view, begin, end, row0, out, false);
   const auto use = [&](const Block<S>& block, const typename S::Prefetch* prefetch) {
     if (!decode_to_scratch(source, block, prefetch, scratch)) return false;
     for (int t = 0; t < block.count; ++t) {

@@ -139,7 +139,6 @@ CLLM_INLINE void copy_sums(const f32v* from, f32v* to) {
 // How far ahead of its use the plane is fetched. Measured with one thread: 6 KiB is too little, 24
 // no better.
 constexpr int kFetchAhead = 12288;
-constexpr int kUnitCols = kFixedUnit * kGroupCols;
 
 // Units in a row times Rows rows of x. Where sums of all chunks have no room in registers, one chunk
 // after the other: the units are in the first-level cache by then.
@@ -153,7 +152,7 @@ inline void multiply_units(const uint8_t* unit, int units, const typename P::X* 
     copy_sums<2 * Rows * kTogether>(&sums[first][0][0], &sum[0][0][0]);
     const uint8_t* at = unit;
     const typename P::X* x_at = x;
-    for (int u = 0; u < units; ++u, at += kFixedUnitBytes, x_at += kUnitCols * Rows) {
+    for (int u = 0; u < units; ++u, at += kFixedUnitBytes, x_at += kFixedUnitCols * Rows) {
       fetch_lines(at + kFetchAhead + first * kFixedUnitBytes / kChunks / 64 * 64,
                   kFixedUnitBytes / 64 * kTogether / kChunks);
 #pragma GCC unroll 4
@@ -204,7 +203,7 @@ inline Status linear_few(const CodedView& view, int64_t begin, int64_t end,
       if (left) {
         uint8_t last[kFixedUnitBytes];
         widen_unit(tile.plane + int64_t(units) * kFixedUnitBytes, left, last);
-        multiply_units<P, Rows>(last, 1, x + units * kUnitCols * Rows, sums);
+        multiply_units<P, Rows>(last, 1, x + units * kFixedUnitCols * Rows, sums);
       }
       add_listed(tile, args, view.cols, listed);
     }
@@ -246,10 +245,6 @@ inline Status linear_few(const CodedView& view, int64_t begin, int64_t end,
         return linear_few<P, 5>(view, begin, end, args);
       case 6:
         return linear_few<P, 6>(view, begin, end, args);
-      case 7:
-        return linear_few<P, 7>(view, begin, end, args);
-      case 8:
-        return linear_few<P, 8>(view, begin, end, args);
     }
   }
 #endif

@@ -6,6 +6,9 @@
 //   fetch         four words from `base + 2 * pos` for every lane
 //   renorm        x < 2^16: shift in a word, drop it from Words, advance pos
 //   load_quads    W lanes' quads (16 bytes a lane), as four registers; store_quads: back
+//   load_rows     64 bytes of W / 4 rows, `stride` apart: register i has the i-th 16 of each row;
+//                 store_rows: back
+//   stream        past the caches, to addresses that are multiples of 64; then `fence`
 //   Halves        which of the 2 * W halves of 16 bits: none16 (none of the bits), below16, and
 //                 keep16, drop16: what is in these halves, in the others; bits16: a bit per half
 #pragma once
@@ -85,19 +88,33 @@ struct V {
     out[2] = _mm512_shuffle_i64x2(r, s, 0x44);
     out[3] = _mm512_shuffle_i64x2(r, s, 0xee);
   }
-  static void store_quads(uint8_t* p, const reg (&in)[4]) {
+  static void store_quads(uint8_t* p, const reg (&in)[4], bool stream) {
     const reg low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     const reg high = _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
     const reg low64 = _mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0);
     const reg high64 = _mm512_set_epi64(15, 7, 14, 6, 13, 5, 12, 4);
-    for (int half = 0; half < 2; ++half) {
+    for (int half = 0; half < 2; ++half, p += 128) {
       const reg by = half ? high : low;
       reg l = _mm512_permutex2var_epi32(in[0], by, in[1]);
       reg m = _mm512_permutex2var_epi32(in[2], by, in[3]);
-      _mm512_storeu_si512(p + 128 * half, _mm512_permutex2var_epi64(l, low64, m));
-      _mm512_storeu_si512(p + 128 * half + 64, _mm512_permutex2var_epi64(l, high64, m));
+      put(p, _mm512_permutex2var_epi64(l, low64, m), stream);
+      put(p + 64, _mm512_permutex2var_epi64(l, high64, m), stream);
     }
   }
+  static void load_rows(const uint8_t* p, int64_t stride, reg (&parts)[4]) {
+    reg rows[4];
+    for (int i = 0; i < 4; ++i) rows[i] = _mm512_loadu_si512(p + i * stride);
+    transpose_parts(rows, parts);
+  }
+  static void store_rows(uint8_t* p, int64_t stride, const reg (&parts)[4], bool stream) {
+    reg rows[4];
+    transpose_parts(parts, rows);
+    for (int i = 0; i < 4; ++i) put(p + i * stride, rows[i], stream);
+  }
+  static void stream_run(uint8_t* p, const uint32_t* run) {
+    _mm_stream_si128((__m128i*)p, _mm_loadu_si128((const __m128i*)run));
+  }
+  static void fence() { _mm_sfence(); }
 
   using Halves = __mmask32;
   static constexpr uint32_t kAllHalves = 0xffffffff;
@@ -112,6 +129,25 @@ struct V {
   static reg add16(reg a, reg b) { return _mm512_add_epi16(a, b); }
   static reg sub16(reg a, reg b) { return _mm512_sub_epi16(a, b); }
   static uint32_t bits16(Halves k) { return k; }
+
+ private:
+  static void put(uint8_t* p, reg a, bool stream) {
+    if (stream)
+      _mm512_stream_si512((reg*)p, a);
+    else
+      _mm512_storeu_si512(p, a);
+  }
+  // 4 x 4 of 16 bytes.
+  static void transpose_parts(const reg (&in)[4], reg (&out)[4]) {
+    reg ab = _mm512_shuffle_i64x2(in[0], in[1], 0x44),
+        AB = _mm512_shuffle_i64x2(in[0], in[1], 0xee);
+    reg cd = _mm512_shuffle_i64x2(in[2], in[3], 0x44),
+        CD = _mm512_shuffle_i64x2(in[2], in[3], 0xee);
+    out[0] = _mm512_shuffle_i64x2(ab, cd, 0x88);
+    out[1] = _mm512_shuffle_i64x2(ab, cd, 0xdd);
+    out[2] = _mm512_shuffle_i64x2(AB, CD, 0x88);
+    out[3] = _mm512_shuffle_i64x2(AB, CD, 0xdd);
+  }
 };
 
 #elif defined(__AVX2__)
@@ -165,14 +201,27 @@ struct V {
         d = two(p + 48, p + 112);
     transpose(a, b, c, d, out);
   }
-  static void store_quads(uint8_t* p, const reg (&in)[4]) {
+  static void store_quads(uint8_t* p, const reg (&in)[4], bool stream) {
     reg lanes[4];  // i and i + 4
     transpose(in[0], in[1], in[2], in[3], lanes);
-    for (int i = 0; i < 4; ++i) {
-      _mm_storeu_si128((__m128i*)(p + 16 * i), _mm256_castsi256_si128(lanes[i]));
-      _mm_storeu_si128((__m128i*)(p + 16 * i + 64), _mm256_extracti128_si256(lanes[i], 1));
+    for (int i = 0; i < 4; i += 2) {
+      put(p + 16 * i, _mm256_permute2x128_si256(lanes[i], lanes[i + 1], 0x20), stream);
+      put(p + 16 * i + 64, _mm256_permute2x128_si256(lanes[i], lanes[i + 1], 0x31), stream);
     }
   }
+  static void load_rows(const uint8_t* p, int64_t stride, reg (&parts)[4]) {
+    for (int i = 0; i < 4; ++i) parts[i] = two(p + 16 * i, p + stride + 16 * i);
+  }
+  static void store_rows(uint8_t* p, int64_t stride, const reg (&parts)[4], bool stream) {
+    for (int i = 0; i < 4; i += 2) {
+      put(p + 16 * i, _mm256_permute2x128_si256(parts[i], parts[i + 1], 0x20), stream);
+      put(p + stride + 16 * i, _mm256_permute2x128_si256(parts[i], parts[i + 1], 0x31), stream);
+    }
+  }
+  static void stream_run(uint8_t* p, const uint32_t* run) {
+    _mm_stream_si128((__m128i*)p, _mm_loadu_si128((const __m128i*)run));
+  }
+  static void fence() { _mm_sfence(); }
 
   using Halves = reg;  // all bits of a half, or none
   static constexpr uint32_t kAllHalves = 0xffff;
@@ -197,6 +246,12 @@ struct V {
   static bool all_ones(reg a) { return _mm256_movemask_epi8(a) == -1; }
   static reg two(const uint8_t* low, const uint8_t* high) {
     return _mm256_loadu2_m128i((const __m128i*)high, (const __m128i*)low);
+  }
+  static void put(uint8_t* p, reg a, bool stream) {
+    if (stream)
+      _mm256_stream_si256((reg*)p, a);
+    else
+      _mm256_storeu_si256((reg*)p, a);
   }
   // 4 x 4 of each half of the registers.
   static void transpose(reg a, reg b, reg c, reg d, reg (&out)[4]) {
@@ -303,10 +358,20 @@ struct V {
     for (int lane = 0; lane < W; ++lane)
       for (int i = 0; i < 4; ++i) memcpy(&out[i].v[lane], p + 16 * lane + 4 * i, 4);
   }
-  static void store_quads(uint8_t* p, const reg (&in)[4]) {
+  static void store_quads(uint8_t* p, const reg (&in)[4], bool) {
     for (int lane = 0; lane < W; ++lane)
       for (int i = 0; i < 4; ++i) memcpy(p + 16 * lane + 4 * i, &in[i].v[lane], 4);
   }
+  static void load_rows(const uint8_t* p, int64_t stride, reg (&parts)[4]) {
+    for (int row = 0; row < W / 4; ++row)
+      for (int i = 0; i < 4; ++i) memcpy(&parts[i].v[4 * row], p + row * stride + 16 * i, 16);
+  }
+  static void store_rows(uint8_t* p, int64_t stride, const reg (&parts)[4], bool) {
+    for (int row = 0; row < W / 4; ++row)
+      for (int i = 0; i < 4; ++i) memcpy(p + row * stride + 16 * i, &parts[i].v[4 * row], 16);
+  }
+  static void stream_run(uint8_t* p, const uint32_t* run) { memcpy(p, run, 16); }
+  static void fence() {}
 
   using Halves = reg;  // all bits of a half, or none
   static constexpr uint32_t kAllHalves = 0xffff;

@@ -46,5 +46,14 @@ concept Source =
       source.second_pass(tile, pairs);
     };
 
+// A source may also write a tile's words itself, where that is faster than through pairs in
+// scratch. `out`: the first word; `stream`: past the caches, where all rows and tiles allow it.
+template <class S>
+concept WritesRows =
+    Source<S> && requires(const S source, const typename S::Tile& tile,
+                          typename S::Prefetch prefetch, uint8_t* out, int64_t row_bytes) {
+      { source.write_rows(tile, prefetch, out, row_bytes, true) } -> std::same_as<bool>;
+    };
+
 }  // namespace
 }  // namespace codecllm

@@ -35,6 +35,7 @@ struct FixedTarget {
   uint8_t* plane;         // [tile rows, bytes of a row of tiles]
   int32_t* counts;        // [tile rows, column tiles], entries of each tile
   FixedEntries* entries;  // [tile rows]
+  bool stream;            // writes the plane, 64-byte aligned then, past the caches
 };
 
 }  // namespace codecllm

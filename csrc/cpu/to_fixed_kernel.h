@@ -5,8 +5,8 @@
 //   units of four  |....|....|....|...|
 //   target tiles   |        1   |   2 |
 //
-//   for_blocks: decode_to_scratch -> clear_padding -> RowPacker::take -> pack_unit
-//   stored:     pairs_of_words    -----------------> RowPacker::take
+//   for_blocks: decode_to_pairs -> clear_padding -> PairPacker::take -> RowPacker::pack, pack_unit
+//   stored:     load_unit_rows  -------------------------------------> the same
 //
 // Tile rows of source and target are the same; where columns are cut may differ.
 #pragma once
@@ -57,26 +57,24 @@ inline void list_unknown(const V::reg (&words)[kPairsPerGroup],
   }
 }
 
-// Codes `groups` groups of pairs, from group `first` of the target tile on, and lists what has no
-// code.
-inline void pack_unit(const uint32_t* pairs, int groups, int first, const FixedCoder& coder,
-                      uint8_t* out, FixedEntries& entries) {
+// Codes a unit of `groups` groups, of which the first is group `first` of the target tile, and
+// lists what has no code. load(c, words): the pairs of a chunk of lanes, zeros behind the last
+// group.
+template <class Load>
+CLLM_INLINE void pack_unit(Load&& load, int first, const FixedCoder& coder, uint8_t* out,
+                           bool stream, FixedEntries& entries) {
   for (int c = 0; c < kChunks; ++c) {
-    V::reg quads[kFixedContainers][4];
+    V::reg words[kFixedUnit][kPairsPerGroup], quads[kFixedContainers][4];
+    load(c, words);
 #pragma GCC unroll 4
     for (int g = 0; g < kFixedUnit; ++g) {
-      V::reg words[kPairsPerGroup], halves[kPairsPerGroup], containers[kFixedContainers];
+      V::reg halves[kPairsPerGroup], containers[kFixedContainers];
       V::Halves known[kPairsPerGroup];
 #pragma GCC unroll 4
-      for (int j = 0; j < kPairsPerGroup; ++j) {
-        // The last unit of a tile has zeros in place of the groups that it lacks.
-        words[j] =
-            g < groups ? V::load(pairs + (kPairsPerGroup * g + j) * kLanes + c * V::W) : V::set1(0);
-        halves[j] = coder(words[j], known[j]);
-      }
+      for (int j = 0; j < kPairsPerGroup; ++j) halves[j] = coder(words[g][j], known[j]);
       const V::Halves all = V::both16(V::both16(known[0], known[1]), V::both16(known[2], known[3]));
       if (__builtin_expect(V::bits16(all) != V::kAllHalves, 0))
-        list_unknown(words, known, c * V::W, kGroupCols * (first + g), entries);
+        list_unknown(words[g], known, c * V::W, kGroupCols * (first + g), entries);
       join_group<V>(halves, containers);
 #pragma GCC unroll 3
       for (int i = 0; i < kFixedContainers; ++i) {
@@ -86,7 +84,7 @@ inline void pack_unit(const uint32_t* pairs, int groups, int first, const FixedC
     }
 #pragma GCC unroll 3
     for (int q = 0; q < kFixedContainers; ++q)
-      V::store_quads(out + 16 * (kLanes * q + V::W * c), quads[q]);
+      V::store_quads(out + 16 * (kLanes * q + V::W * c), quads[q], stream);
   }
 }
 
@@ -101,61 +99,87 @@ inline void narrow_unit(const uint8_t* from, int groups, uint8_t* to) {
 
 // ---- a row of tiles -----------------------------------------------------------------------------
 
-// Takes the groups of a row of tiles, as many at a time as a source tile has.
+// Packs a row of tiles, unit by unit.
 class RowPacker {
  public:
-  // `pairs`: where source tiles are put; room for kCarried groups before it.
-  RowPacker(const CodedView& source, const FixedTarget& target, uint32_t* pairs)
-      : target_(target), across_{source.cols, target.tile_cols}, pairs_(pairs), coder_(0) {}
+  RowPacker(const CodedView& source, const FixedTarget& target)
+      : target_(target), across_{source.cols, target.tile_cols}, coder_(0) {}
 
   void begin(int64_t tile_row, uint32_t base) {
-    const int64_t row_bytes = across_.fixed_row_bytes();
-    plane_ = target_.plane + tile_row * row_bytes;
+    plane_ = target_.plane + tile_row * across_.fixed_row_bytes();
     counts_ = target_.counts + tile_row * across_.count();
     entries_ = target_.entries + tile_row;
     coder_ = FixedCoder(base);
-    tile_ = carried_ = first_ = 0;
+    tile_ = first_ = 0;
+  }
+  // First column and groups of the next unit; none behind the last one of the row.
+  int64_t first_col() const { return across_.first_col(tile_) + kGroupCols * first_; }
+  int groups() const {
+    if (tile_ == across_.count()) return 0;
+    const int left = across_.groups(tile_) - first_;
+    return left < kFixedUnit ? left : kFixedUnit;
+  }
+  // `load` as in pack_unit.
+  template <class Load>
+  CLLM_INLINE void pack(Load&& load) {
+    const int n = groups();
+    const bool whole = n == kFixedUnit;
+    uint8_t last[kFixedUnitBytes];
+    pack_unit(load, first_, coder_, whole ? plane_ : last, whole && target_.stream, *entries_);
+    if (!whole) narrow_unit(last, n, plane_);
+    plane_ += n * kFixedGroupBytes;
+    first_ += n;
+    if (first_ < across_.groups(tile_)) return;
+    counts_[tile_++] = entries_->close_tile();
+    first_ = 0;
   }
 
-  // The next `groups` groups, which are at `pairs`.
+ private:
+  const FixedTarget& target_;
+  ColumnTiles across_;
+  FixedCoder coder_;
+  uint8_t* plane_ = nullptr;  // of the next unit
+  int32_t* counts_ = nullptr;
+  FixedEntries* entries_ = nullptr;
+  int64_t tile_ = 0;  // of the row
+  int first_ = 0;     // group of the tile
+};
+
+// Takes the pairs of source tiles, which are put at `pairs`; before them is room for kCarried
+// groups that wait for the next tile.
+class PairPacker {
+ public:
+  PairPacker(const CodedView& source, const FixedTarget& target, uint32_t* pairs)
+      : row_(source, target), pairs_(pairs) {}
+
+  void begin(int64_t tile_row, uint32_t base) {
+    row_.begin(tile_row, base);
+    carried_ = 0;
+  }
   void take(int groups) {
     const uint32_t* from = pairs_ - carried_ * kGroupPairs;
     int left = carried_ + groups;
-    while (left > 0) {
-      const int in_tile = across_.groups(tile_), most = in_tile - first_;
-      const int n = most < kFixedUnit ? most : kFixedUnit;
-      if (left < n) break;
-      pack(from, n);
+    for (int n = row_.groups(); n > 0 && n <= left; n = row_.groups()) {
+      row_.pack(
+          [&](int c, V::reg(&words)[kFixedUnit][kPairsPerGroup]) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+            for (int g = 0; g < kFixedUnit; ++g)
+#pragma GCC unroll 4
+              for (int j = 0; j < kPairsPerGroup; ++j)
+                words[g][j] = g < n ? V::load(from + (kPairsPerGroup * g + j) * kLanes + c * V::W)
+                                    : V::set1(0);
+          });
       from += n * kGroupPairs;
       left -= n;
-      first_ += n;
-      if (first_ < in_tile) continue;
-      counts_[tile_++] = entries_->close_tile();
-      first_ = 0;
     }
     carried_ = left;
     memmove(pairs_ - left * kGroupPairs, from, size_t(left) * kGroupPairs * 4);
   }
 
  private:
-  void pack(const uint32_t* from, int groups) {
-    uint8_t* to = plane_;
-    plane_ += groups * kFixedGroupBytes;
-    if (groups == kFixedUnit) return pack_unit(from, kFixedUnit, first_, coder_, to, *entries_);
-    uint8_t last[kFixedUnitBytes];
-    pack_unit(from, groups, first_, coder_, last, *entries_);
-    narrow_unit(last, groups, to);
-  }
-
-  const FixedTarget& target_;
-  ColumnTiles across_;
+  RowPacker row_;
   uint32_t* pairs_;
-  FixedCoder coder_;
-  uint8_t* plane_ = nullptr;  // of the next unit
-  int32_t* counts_ = nullptr;
-  FixedEntries* entries_ = nullptr;
-  int64_t tile_ = 0;             // of the row
-  int first_ = 0, carried_ = 0;  // group of the tile that comes next; groups that wait
+  int carried_ = 0;
 };
 
 // Zeros in place of what lies outside the matrix.
@@ -170,92 +194,103 @@ inline void clear_padding(const TilePlace& tile, uint32_t* pairs) {
 
 // ---- stored matrices ----------------------------------------------------------------------------
 
-constexpr int kStoredGroups = 32;  // of a piece: 16 KiB of pairs
-
-// Columns of up to 16 rows to pairs, zeros behind the last row and column.
-inline void pairs_of_words(const uint8_t* words, int64_t row_bytes, const TilePlace& piece,
-                           uint32_t* pairs) {
-  for (int row = 0; row < kTileRows; ++row, words += row_bytes) {
-    uint32_t* run = pairs + pair_at(row, 0);
-    const int bytes = row < piece.rows ? 2 * piece.cols : 0;
-    int at = 0;
-    for (; at + 16 <= bytes; at += 16, run += kRunsApart) memcpy(run, words + at, 16);
-    for (; at < 2 * kGroupCols * piece.groups; at += 16, run += kRunsApart) {
-      memset(run, 0, 16);
-      if (at < bytes) memcpy(run, words + at, size_t(bytes - at));
+// The chunk of a unit from rows of words.
+CLLM_INLINE void load_unit_rows(const uint8_t* words, int64_t row_bytes, int c,
+                                V::reg (&pairs)[kFixedUnit][kPairsPerGroup]) {
+#pragma GCC unroll 2
+  for (int row_half = 0; row_half < 2; ++row_half)
+#pragma GCC unroll 2
+    for (int g = 0; g < kFixedUnit; g += 2) {
+      V::reg parts[4];
+      V::load_rows(words + (8 * row_half + V::W / 4 * c) * row_bytes + 32 * g, row_bytes, parts);
+      pairs[g][row_half] = parts[0];
+      pairs[g][2 + row_half] = parts[1];
+      pairs[g + 1][row_half] = parts[2];
+      pairs[g + 1][2 + row_half] = parts[3];
     }
-  }
 }
 
 inline void stored_to_fixed(const CodedView& view, int64_t begin, int64_t end,
-                            const FixedTarget& target, uint32_t* pairs) {
-  const ColumnTiles pieces = {view.cols, kStoredGroups * kGroupCols};
+                            const FixedTarget& target) {
   const int64_t row_bytes = view.cols * Bf16::fmt.word_bytes();
-  RowPacker packer(view, target, pairs);
+  RowPacker packer(view, target);
   for (int64_t tile_row = begin; tile_row < end; ++tile_row) {
     packer.begin(tile_row, uint32_t(target.bases[0]));
-    const int64_t row = tile_row * kTileRows, left = view.rows - row;
-    for (int64_t n = 0; n < pieces.count(); ++n) {
-      const TilePlace piece = {n,
-                               row,
-                               pieces.first_col(n),
-                               int(left < kTileRows ? left : kTileRows),
-                               pieces.columns(n),
-                               pieces.groups(n)};
-      pairs_of_words(view.stream + row * row_bytes + 2 * piece.first_col, row_bytes, piece, pairs);
-      packer.take(piece.groups);
+    const int64_t row = tile_row * kTileRows, rows = view.rows - row;
+    while (int n = packer.groups()) {
+      const int64_t col = packer.first_col(), cols = view.cols - col;
+      const uint8_t* from = view.stream + row * row_bytes + 2 * col;
+      int64_t stride = row_bytes;
+      uint8_t border[kTileRows][kFixedUnitRowBytes];
+      if (n < kFixedUnit || rows < kTileRows || cols < kFixedUnitCols) {
+        const int64_t most = n * kGroupCols;
+        memset(border, 0, sizeof border);
+        for (int r = 0; r < kTileRows && r < rows; ++r)
+          memcpy(border[r], from + r * row_bytes, size_t(2 * (cols < most ? cols : most)));
+        from = border[0];
+        stride = kFixedUnitRowBytes;
+      }
+      packer.pack([&](int c, V::reg(&pairs)[kFixedUnit][kPairsPerGroup])
+                      __attribute__((always_inline)) { load_unit_rows(from, stride, c, pairs); });
     }
   }
+  if (target.stream) V::fence();
 }
 
 // ---- the kernels --------------------------------------------------------------------------------
 
-// Pairs of the two tiles of a block, each with room for carried groups, then what the coding keeps.
-inline int64_t fixed_pair_bytes(const CodedView& view) {
-  const int groups = view.coding == Coding::stored ? kStoredGroups : view.groups(0);
-  return int64_t(kCarried + groups) * kGroupPairs * 4;
+// Pairs of a tile, with room for carried groups before them.
+inline int64_t carried_pair_bytes(const CodedView& view) {
+  return int64_t(kCarried + view.groups(0)) * kGroupPairs * 4;
+}
+
+inline int64_t to_fixed_scratch_bytes(const CodedView& view) {
+  if (view.coding == Coding::stored) return 0;
+  return kTilesAtOnce * carried_pair_bytes(view) + source_scratch_bytes(view);
+}
+
+template <Source S>
+inline Status coded_to_fixed(S& source, const CodedView& view, int64_t begin, int64_t end,
+                             const FixedTarget& target, uint32_t* const (&pairs)[kTilesAtOnce]) {
+  PairPacker packers[kTilesAtOnce] = {{view, target, pairs[0]}, {view, target, pairs[1]}};
+  int64_t segment = 0;
+  const auto use = [&](const Block<S>& block, const typename S::Prefetch* prefetch) {
+    if (!decode_to_pairs(source, block, prefetch, pairs, pairs)) return false;
+    for (int t = 0; t < block.count; ++t) {
+      const TilePlace& tile = block.tile[t];
+      if (tile.first_col == 0) {
+        const int64_t tile_row = tile.number / view.col_tiles;
+        segment = segment_of(view, tile_row, segment);
+        packers[t].begin(tile_row, uint32_t(target.bases[segment]));
+      }
+      clear_padding(tile, pairs[t]);
+      packers[t].take(tile.groups);
+    }
+    return true;
+  };
+  const Status status = for_blocks(source, view, begin, end, use, [](const Block<S>&) {});
+  if (target.stream) V::fence();
+  return status;
 }
 
 inline Status to_fixed(const CodedView& view, int64_t begin, int64_t end, const FixedTarget& target,
                        uint8_t* at) {
+  if (view.coding == Coding::stored) {
+    stored_to_fixed(view, begin, end, target);
+    return {};
+  }
   uint32_t* pairs[kTilesAtOnce];
   for (uint32_t*& p : pairs) {
     p = (uint32_t*)at + kCarried * kGroupPairs;
-    at += fixed_pair_bytes(view);
-  }
-  if (view.coding == Coding::stored) {
-    stored_to_fixed(view, begin, end, target, pairs[0]);
-    return {};
+    at += carried_pair_bytes(view);
   }
   return with_source(view, at, [&](auto& source) -> Status {
     using S = std::remove_reference_t<decltype(source)>;
-    if constexpr (!std::is_same_v<typename S::Format, Bf16>) {
+    if constexpr (std::is_same_v<typename S::Format, Bf16>)
+      return coded_to_fixed(source, view, begin, end, target, pairs);
+    else
       return {Corruption::index, 0};  // the op takes bfloat16 only
-    } else {
-      RowPacker packers[kTilesAtOnce] = {{view, target, pairs[0]}, {view, target, pairs[1]}};
-      int64_t segment = 0;
-      const auto use = [&](const Block<S>& block, const typename S::Prefetch* prefetch) {
-        if (!decode_to_pairs(source, block, prefetch, pairs, pairs)) return false;
-        for (int t = 0; t < block.count; ++t) {
-          const TilePlace& tile = block.tile[t];
-          if (tile.first_col == 0) {
-            const int64_t tile_row = tile.number / view.col_tiles;
-            segment = segment_of(view, tile_row, segment);
-            packers[t].begin(tile_row, uint32_t(target.bases[segment]));
-          }
-          clear_padding(tile, pairs[t]);
-          packers[t].take(tile.groups);
-        }
-        return true;
-      };
-      return for_blocks(source, view, begin, end, use, [](const Block<S>&) {});
-    }
   });
-}
-
-inline int64_t to_fixed_scratch_bytes(const CodedView& view) {
-  return kTilesAtOnce * fixed_pair_bytes(view) +
-         (view.coding == Coding::stored ? 0 : source_scratch_bytes(view));
 }
 
 // Takes pairs and does nothing with them: what remains of decoding is its checks.

@@ -172,11 +172,15 @@ inline void check_out(const Tensor& out, const Operand& coded, const char* op) {
              out.size(0), " x ", out.size(1), " bytes, not ", coded.rows, " x ", row_bytes);
 }
 
-inline void check_status(const Status& s, const char* op) {
+inline void check_status(const Status& s, const char* op, Coding coding = Coding::rans) {
+  const bool fixed = coding == Coding::fixed;
   CLLM_CHECK(s.what != Corruption::index, "codecllm::", op, ": corrupt index: tile ", s.tile,
-             " lies outside the coded plane or names another segment");
-  CLLM_CHECK(s.what != Corruption::stream, "codecllm::", op, ": corrupt coded plane: tile ", s.tile,
-             " (or the one below it) does not end in the encoder's first state");
+             fixed ? " has no place in the list, or a list that is not sorted or leaves the matrix"
+                   : " lies outside the coded plane or names another segment");
+  CLLM_CHECK(
+      s.what != Corruption::stream, "codecllm::", op, ": corrupt coded plane: tile ", s.tile,
+      " (or the one below it) ",
+      fixed ? "has a code of zero with a mantissa" : "does not end in the encoder's first state");
 }
 
 }  // namespace codecllm

@@ -32,7 +32,7 @@ void decode_into(const Tensor& stream, const Tensor& raw, const Tensor& index, c
                                   [&](int64_t begin, int64_t end, uint8_t* scratch) {
                                     return k.decode(view, begin, end, to, scratch);
                                   }),
-               "decode");
+               "decode", view.coding);
 }
 
 // Words of rows `ids` (int64, contiguous) to `to`, row by row.
@@ -49,12 +49,12 @@ void copy_rows(const Tensor& ids, const Operand& coded, const CodedView& view, u
       memcpy(to + i * row_bytes, view.stream + id[i] * row_bytes, size_t(row_bytes));
     return;
   }
-  if (n == 1) return check_status(decode_rows(view, id, 0, 1, to), "decode_rows");
+  if (n == 1) return check_status(decode_rows(view, id, 0, 1, to), "decode_rows", view.coding);
   SharedStatus status;
   torch::stable::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
     status.merge(decode_rows(view, id, begin, end, to));
   });
-  check_status(status.get(), "decode_rows");
+  check_status(status.get(), "decode_rows", view.coding);
 }
 
 Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& raw,
@@ -131,7 +131,7 @@ Tensor fused_linear(const LinearCall& c) {
                                     [&](int64_t begin, int64_t end, uint8_t* scratch) {
                                       return k.linear(c.view, begin, end, a, scratch);
                                     }),
-                 "decode_linear");
+                 "decode_linear", c.view.coding);
   }
   return out;
 }
@@ -164,7 +164,7 @@ Tensor gemm_linear(const LinearCall& c) {
                                       return k.decode_as(c.view, lo, hi, c.dtype, c.weight_scale(),
                                                          row0, to, thread_scratch);
                                     }),
-                 "decode_linear");
+                 "decode_linear", c.view.coding);
     Tensor weight = torch::stable::narrow(scratch, 0, 0, n);
     OptTensor bias = c.bias;
     if (bias) bias = torch::stable::narrow(*bias, 0, row0, n);

@@ -62,17 +62,19 @@ std::tuple<Tensor, Tensor, Tensor> to_fixed(const Tensor& stream, const Tensor& 
   const int64_t row_bytes = across.fixed_row_bytes();
   Tensor plane = make_empty(stream, {view.tile_rows * row_bytes}, ScalarType::Byte);
   Tensor ends = make_empty(stream, {tiles, 1}, ScalarType::Int);
+  const bool streams =
+      plane.numel() >= kStreamFrom && intptr_t(plane.mutable_data_ptr<uint8_t>()) % 64 == 0;
   std::vector<FixedEntries> entries(static_cast<size_t>(cols ? view.tile_rows : 0));
-  const FixedTarget target = {bases.const_data_ptr<int32_t>(), int(tile_cols),
-                              plane.mutable_data_ptr<uint8_t>(), ends.mutable_data_ptr<int32_t>(),
-                              entries.data()};
+  const FixedTarget target = {
+      bases.const_data_ptr<int32_t>(),  int(tile_cols), plane.mutable_data_ptr<uint8_t>(),
+      ends.mutable_data_ptr<int32_t>(), entries.data(), streams};
   const Kernels& k = kernels();
   if (tiles)
     check_status(parallel_tile_rows(0, view.tile_rows, k.to_fixed_scratch_bytes(view),
                                     [&](int64_t begin, int64_t end, uint8_t* scratch) {
                                       return k.to_fixed(view, begin, end, target, scratch);
                                     }),
-                 op);
+                 op, view.coding);
   Tensor listed =
       join_entries(entries, ends.mutable_data_ptr<int32_t>(), across.count(), stream, op);
   return {plane, listed, ends};

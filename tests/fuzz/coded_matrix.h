@@ -124,7 +124,7 @@ struct Coded {
 // What csrc/torch/coded_args.h derives.
 void derive(Coded& c) {
   CodedView& v = c.view;
-  v.table_stride = kTableHeader + (int64_t(1) << v.scale_bits);
+  v.table_stride = kTableHeader + (v.coding == Coding::fixed ? 0 : int64_t(1) << v.scale_bits);
   v.tile_rows = 0;
   for (int64_t s = 0; s < v.segments; ++s) {
     const uint32_t* h = c.table.data() + s * v.table_stride;
@@ -236,7 +236,7 @@ void pack_index(Random& random, Coded& c, const std::vector<Record>& records) {
   }
 }
 
-Coded make_coded(Random& random) {
+Coded make_rans(Random& random) {
   Coded c;
   CodedView& v = c.view;
   v.format = any_format(random);
@@ -285,6 +285,96 @@ Coded make_coded(Random& random) {
   c.stream.assign((uint8_t*)stream.data(), (uint8_t*)(stream.data() + stream.size()));
   pack_index(random, c, records);
   return c;
+}
+
+// ---- the coding fixed ---------------------------------------------------------------------------
+
+const Kernels& any_kernels(Random& random) {
+  std::vector<const Kernels*> usable;
+  for (const Kernels* const* k = all_kernels(); *k; ++k)
+    if ((*k)->supported()) usable.push_back(*k);
+  return *usable[size_t(random.below(int64_t(usable.size())))];
+}
+
+int any_fixed_tile_cols(Random& random) {
+  return int(16 * random.of({1, 1, 2, 3, 4, 4, 7, 16, 32, 256}));
+}
+
+// What to_fixed made of a matrix.
+struct AsFixed {
+  Buffer plane;
+  std::vector<uint8_t> list;
+  std::vector<uint32_t> ends;
+  Status status;
+};
+
+AsFixed to_fixed(Random& random, const Kernels& k, const CodedView& view,
+                 const std::vector<int32_t>& bases, int tile_cols) {
+  const ColumnTiles across = {view.cols, tile_cols};
+  AsFixed out;
+  out.plane = Buffer(size_t(view.tile_rows * across.fixed_row_bytes()), any_kind(random), 64);
+  const bool stream = uintptr_t(out.plane.data()) % 64 == 0 && random.one_in(2);
+  out.ends.resize(size_t(view.tile_rows * across.count()));
+  std::vector<FixedEntries> entries(size_t(view.tile_rows));
+  const FixedTarget target = {
+      bases.data(), tile_cols, out.plane.data(), (int32_t*)out.ends.data(), entries.data(), stream};
+  // A whole number of lines, so that it is aligned before a wall as well.
+  Buffer scratch(size_t(ceil_div(k.to_fixed_scratch_bytes(view), 64) * 64), any_kind(random), 64);
+  memset(scratch.data(), int(random.below(256)), scratch.size());
+  out.status = k.to_fixed(view, 0, view.tile_rows, target, scratch.data());
+  if (!out.status) return out;
+  uint32_t end = 0;
+  for (uint32_t& e : out.ends) e = end += e;
+  for (const FixedEntries& row : entries)
+    out.list.insert(out.list.end(), (const uint8_t*)row.data(),
+                    (const uint8_t*)(row.data() + row.size()));
+  REQUIRE(out.list.size() == size_t(end) * kListedBytes);
+  return out;
+}
+
+Coded make_fixed(Random& random) {
+  Coded c;
+  CodedView& v = c.view;
+  v.format = Bf16::fmt.id;
+  v.coding = Coding::fixed;
+  v.tile_cols = any_fixed_tile_cols(random);
+  v.cols = 1 + random.below(random.of({20, 100, 100, 600}));
+  c.word_bytes = Bf16::fmt.word_bytes();
+  const int64_t segments = 1 + random.below(3);
+  for (int64_t s = 0; s < segments; ++s) {
+    const int64_t rows = random.one_in(6) ? 0 : 1 + random.below(50);
+    std::vector<uint8_t> words = random_words(random, Bf16::fmt, rows * v.cols);
+    // Most of the exponents of some word may be inside, or none.
+    const int64_t high = words.empty() ? 0 : words[1] << 1 & 0xff;
+    const int32_t base = int32_t(std::clamp<int64_t>(high - random.below(20), 0, kMaxFixedBase));
+    Buffer stored(words.data(), words.size(), any_kind(random));
+    CodedView dense = {};
+    dense.stream = stored.data();
+    dense.stream_bytes = int64_t(stored.size());
+    dense.rows = rows;
+    dense.cols = v.cols;
+    dense.format = v.format;
+    dense.coding = Coding::stored;
+    dense.tile_rows = ceil_div(rows, kTileRows);
+    AsFixed coded = to_fixed(random, any_kernels(random), dense, {base}, v.tile_cols);
+    REQUIRE(bool(coded.status));
+    uint32_t header[kTableHeader] = {uint32_t(base), 0, uint32_t(v.rows), uint32_t(rows),
+                                     uint32_t(v.tile_rows)};
+    c.table.insert(c.table.end(), header, header + kTableHeader);
+    const uint32_t before = uint32_t(c.raw.size() / kListedBytes);
+    for (uint32_t end : coded.ends) c.index.push_back(before + end);
+    c.raw.insert(c.raw.end(), coded.list.begin(), coded.list.end());
+    c.stream.insert(c.stream.end(), coded.plane.data(), coded.plane.data() + coded.plane.size());
+    c.words.insert(c.words.end(), words.begin(), words.end());
+    v.rows += rows;
+    v.segments = s + 1;
+    derive(c);
+  }
+  return c;
+}
+
+Coded make_coded(Random& random) {
+  return random.one_in(3) ? make_fixed(random) : make_rans(random);
 }
 
 }  // namespace

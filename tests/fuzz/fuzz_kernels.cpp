@@ -9,6 +9,7 @@
 //   gathers and masked loads);
 // * decode writes its own rows and nothing else;
 // * all instruction sets agree: corrupt, or the same words;
+// * transcoded to fixed, a matrix decodes to the same words;
 // * undamaged matrices decode to what was encoded.
 //
 // Built with CLLM_MORE_FORMATS (run.py) it has formats that the project does not have: one without
@@ -26,7 +27,50 @@ void flip_bit(Random& random, std::vector<T>& v) {
   if (!v.empty()) v[size_t(random.below(int64_t(v.size())))] ^= T(1) << random.below(8 * sizeof(T));
 }
 
+template <class T>
+T& any_of(Random& random, std::vector<T>& v) {
+  return v[size_t(random.below(int64_t(v.size())))];
+}
+
+void damage_fixed(Random& random, Coded& c) {
+  for (int64_t n = 1 + random.below(random.of({1, 4, 30})); n > 0; --n) {
+    switch (random.below(8)) {
+      case 0:
+        flip_bit(random, c.stream);
+        break;
+      case 1:
+        flip_bit(random, c.raw);
+        break;
+      case 2:
+        flip_bit(random, c.index);
+        break;
+      case 3:  // any end
+        if (!c.index.empty())
+          any_of(random, c.index) =
+              random.of({uint32_t(random.next()), uint32_t(random.below(64)), ~0u, 1u << 31, 0u});
+        break;
+      case 4:  // the window base or what stands beside it, not where a segment's rows begin
+        c.table[size_t(kTableHeader * random.below(c.view.segments) + random.below(2))] =
+            random.of({uint32_t(random.next()), 0u, ~0u, 240u, 255u});
+        break;
+      case 5:  // a shorter list
+        c.raw.resize(size_t(random.below(int64_t(c.raw.size()) + 1)) / kListedBytes * kListedBytes);
+        break;
+      case 6:  // entries of nonsense
+        for (size_t i = 0; i < c.raw.size() && random.one_in(2); ++i)
+          any_of(random, c.raw) = uint8_t(random.next());
+        break;
+      default:  // a run of nonsense
+        if (!c.stream.empty())
+          for (int64_t at = random.below(int64_t(c.stream.size())), i = 0;
+               i < 40 && at + i < int64_t(c.stream.size()); ++i)
+            c.stream[size_t(at + i)] = uint8_t(random.next());
+    }
+  }
+}
+
 void damage(Random& random, Coded& c) {
+  if (c.view.coding == Coding::fixed) return damage_fixed(random, c);
   const int64_t record = 2 + c.view.len_bits, tiles = int64_t(c.index.size()) / record;
   const int64_t line = kTableHeader + (int64_t(1) << c.view.scale_bits);
   for (int64_t n = 1 + random.below(random.of({1, 4, 30})); n > 0; --n) {
@@ -205,6 +249,54 @@ void check_linear(Random& random, const Kernels& k, const CodedView& view, const
   if (status) REQUIRE(bool(s));
 }
 
+// Any matrix of bfloat16 as coding fixed, with other tiles and windows: the same words again.
+void check_to_fixed(Random& random, const CodedView& view, Buffer& whole, const Status& status) {
+  if (view.format != Bf16::fmt.id) return;
+  current_call = "to_fixed";
+  std::vector<int32_t> bases(size_t(view.segments));
+  for (int32_t& base : bases) base = int32_t(random.below(kMaxFixedBase + 1));
+  const int tile_cols = any_fixed_tile_cols(random);
+  AsFixed made = to_fixed(random, any_kernels(random), view, bases, tile_cols);
+  REQUIRE(made.status.what == status.what);
+  if (!status) return;
+  std::vector<uint32_t> table;
+  for (int64_t s = 0; s < view.segments; ++s) {
+    table.insert(table.end(), view.segment(s), view.segment(s) + kTableHeader);
+    table[size_t(s * kTableHeader + kWindowBase)] = uint32_t(bases[size_t(s)]);
+  }
+  CodedView v = view;
+  v.coding = Coding::fixed;
+  v.stream = made.plane.data();
+  v.stream_bytes = int64_t(made.plane.size());
+  v.raw = made.list.data();
+  v.raw_bytes = int64_t(made.list.size());
+  v.index = made.ends.data();
+  v.table = table.data();
+  v.table_stride = kTableHeader;
+  v.tile_cols = tile_cols;
+  v.derive();
+  REQUIRE(bool(any_kernels(random).check_fixed(v, 0, v.tile_rows)));
+  Status again;
+  const Range everything = {0, v.tile_rows, 0, v.rows};
+  Buffer words = decoded(random, any_kernels(random), v, 2, everything, again);
+  REQUIRE(bool(again));
+  if (words.size()) REQUIRE(!memcmp(words.data(), whole.data(), words.size()));
+}
+
+// All instruction sets find the same first lie; and one at least where decoding finds one.
+void check_lies(Random& random, const CodedView& view, const Status& status, bool intact) {
+  if (view.coding != Coding::fixed) return;
+  current_call = "check_fixed";
+  const Status first = any_kernels(random).check_fixed(view, 0, view.tile_rows);
+  for (const Kernels* const* k = all_kernels(); *k; ++k)
+    if ((*k)->supported()) {
+      const Status found = (*k)->check_fixed(view, 0, view.tile_rows);
+      REQUIRE(found.what == first.what && found.tile == first.tile);
+    }
+  if (intact) REQUIRE(bool(first));
+  if (!status) REQUIRE(!first);
+}
+
 // Returns whether the matrix was found to be corrupt.
 bool run_case(Random& random, Coded& c, bool intact) {
   Loaded loaded(random, c);
@@ -231,6 +323,8 @@ bool run_case(Random& random, Coded& c, bool intact) {
   decoded(random, any, view, c.word_bytes, any_range(random, view), status);
   if (first) REQUIRE(bool(status));
   check_rows(random, view, expected, first, c.word_bytes);
+  check_to_fixed(random, view, expected, first);
+  check_lies(random, view, first, intact);
   check_linear(random, any, view, first, true);
   check_linear(random, *usable[size_t(random.below(int64_t(usable.size())))], view, first, false);
   return !first;

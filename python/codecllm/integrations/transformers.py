@@ -205,7 +205,7 @@ class CodecllmQuantizer(HfQuantizer):
                 module.rebuild(self._heads[name][0])
         streams = {name: module.streams[0] for name, module in modules.items()}
         here = {id(s): (n, modules[n]) for n, s in streams.items() if not s.is_meta}
-        with ThreadPoolExecutor() as pool:  # zlib.crc32 lets other threads run
+        with ThreadPoolExecutor() as pool:  # checksums let other threads run
             list(pool.map(lambda nm: self._check(*nm), here.values()))
         for module in modules.values():
             if not module.streams[0].is_meta:
