@@ -10,16 +10,17 @@
 //                 then the lanes of each row are added, times 2^(window_base - x_exponent), and the
 //                 listed weights times x as it came. Nothing is written but the output.
 //
-//   fixed_blocks  plane -> words of one tile in scratch, the list written over them -> 16 rows of the
-//                 weight x up to 6 rows of x in 24 registers. Words and x are what they are: inf, NaN
-//                 and all. While one tile is multiplied, the plane of the next one is fetched.
+//   fixed_blocks  plane -> words of one tile in scratch, the list written over them -> 16 rows of
+//   the
+//                 weight x up to 6 rows of x in 24 registers. Words and x are what they are: inf,
+//                 NaN and all. While one tile is multiplied, the plane of the next one is fetched.
 //
 // Traps:
 //   * Fetches go to the second-level cache. Into the first one, 1 to 3 units ahead, they push out
 //     what is in use: 2.2 instead of 1.3 ms at 4 rows of x (4096 x 4096, one thread).
 //   * The last unit of a tile may be narrower. In registers it is widened, and meets columns of x
-//     that are not its own with weights that are zero: they must be finite, which fixed_few may rely
-//     on and fixed_blocks may not.
+//     that are not its own with weights that are zero: they must be finite, which fixed_few may
+//     rely on and fixed_blocks may not.
 #pragma once
 #include "blocks.h"
 #include "to_float.h"
@@ -45,7 +46,7 @@ CLLM_INLINE void add_lanes(const LaneSums& sums, float (&rows)[kTileRows]) {
 
 // Adds the bias, writes out[x_row, rows of the tile].
 inline void store_rows(const TilePlace& tile, const LinearArgs& args, int64_t x_row,
-                            const float (&rows)[kTileRows]) {
+                       const float (&rows)[kTileRows]) {
   for (int row = 0; row < tile.rows; ++row) {
     float value = rows[row];
     if (args.bias) value += load_float(args.bias, args.dtype, tile.out_row + row);
@@ -111,7 +112,7 @@ CLLM_INLINE void for_pairs(const uint8_t* unit, int c, Use&& use) {
 template <class P, int Rows>
 CLLM_INLINE void multiply_chunk(const uint8_t* unit, int c, const typename P::X* x,
                                 f32v (&sum)[Rows][2]) {
-  for_pairs(unit, c, [&](int g, const V::reg (&pairs)[kPairsPerGroup]) {
+  for_pairs(unit, c, [&](int g, const V::reg(&pairs)[kPairsPerGroup]) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       const auto upper = P::weights(pairs[2 * half]), lower = P::weights(pairs[2 * half + 1]);
@@ -140,8 +141,8 @@ CLLM_INLINE void copy_sums(const f32v* from, f32v* to) {
 // no better.
 constexpr int kFetchAhead = 12288;
 
-// Units in a row times Rows rows of x. Where sums of all chunks have no room in registers, one chunk
-// after the other: the units are in the first-level cache by then.
+// Units in a row times Rows rows of x. Where sums of all chunks have no room in registers, one
+// chunk after the other: the units are in the first-level cache by then.
 template <class P, int Rows>
 inline void multiply_units(const uint8_t* unit, int units, const typename P::X* x,
                            FewSums<Rows>& sums) {
@@ -265,8 +266,8 @@ inline Status linear_fixed_few(const CodedView& view, int64_t begin, int64_t end
 // sums [row of x] += words [half group][row half][lane] times x [half group][row][8]. Meanwhile
 // `lines` lines per half group are fetched from `next` on.
 template <int Rows>
-inline void multiply_block(const uint32_t* words, int half_groups, const uint16_t* x, LaneSums* sums,
-                           const uint8_t* next, int lines) {
+inline void multiply_block(const uint32_t* words, int half_groups, const uint16_t* x,
+                           LaneSums* sums, const uint8_t* next, int lines) {
   constexpr int kRegisters = 2 * kChunks;  // of a half group
   f32v sum[Rows][kRegisters];
   copy_sums<Rows * kRegisters>((const f32v*)sums, &sum[0][0]);
@@ -279,8 +280,7 @@ inline void multiply_block(const uint32_t* words, int half_groups, const uint16_
     for (int row = 0; row < Rows; ++row) {
       const __m512bh columns = Bf16Products::columns(x + 8 * row);
 #pragma GCC unroll 4
-      for (int i = 0; i < kRegisters; ++i)
-        Bf16Products::add(sum[row][i], w[i], columns);
+      for (int i = 0; i < kRegisters; ++i) Bf16Products::add(sum[row][i], w[i], columns);
     }
   }
   copy_sums<Rows * kRegisters>(&sum[0][0], (f32v*)sums);
@@ -298,8 +298,8 @@ struct Part {
 };
 inline int part_groups(int64_t m) { return kFixedUnit * (m <= 32 ? 4 : 8); }
 
-// Words [group][j][lane] of a part, always whole units: the scratch of two tiles has room. Lies of the plane (code 0 with a mantissa) are what
-// check_fixed looks for: here they are subnormals.
+// Words [group][j][lane] of a part, always whole units: the scratch of two tiles has room. Lies of
+// the plane (code 0 with a mantissa) are what check_fixed looks for: here they are subnormals.
 inline void decode_part(const FixedTile& tile, Part part, uint32_t* words) {
   const __m512i code = _mm512_set1_epi32(int(kFixedCode));
   const __m512i base = _mm512_set1_epi16(short(tile.window_base << kFixedCodeShift));
@@ -313,7 +313,7 @@ inline void decode_part(const FixedTile& tile, Part part, uint32_t* words) {
     }
     uint32_t* to = words + group * kPairsPerGroup * kLanes;
     for (int c = 0; c < kChunks; ++c)
-      for_pairs(from, c, [&](int g, const V::reg (&pairs)[kPairsPerGroup]) {
+      for_pairs(from, c, [&](int g, const V::reg(&pairs)[kPairsPerGroup]) {
 #pragma GCC unroll 4
         for (int j = 0; j < kPairsPerGroup; ++j) {
           const __mmask32 some = _mm512_test_epi16_mask(pairs[j], code);

@@ -95,8 +95,7 @@ template <class F>
 static inline void pack_float(const void* x, int64_t from, int columns, const float (&factor)[2],
                               float* out) {
   for (int i = 0; i < 8; ++i)
-    out[i % 2 * 4 + i / 2] =
-        i < columns ? load_float<F>(x, from + i) * factor[0] * factor[1] : 0.f;
+    out[i % 2 * 4 + i / 2] = i < columns ? load_float<F>(x, from + i) * factor[0] * factor[1] : 0.f;
 }
 
 void pack_x(LinearPath path, const void* x, Dtype dtype, int64_t m, int64_t k, bool as_bf16,

@@ -99,8 +99,8 @@ struct LinearCall {
   }
 };
 
-// Decoded weights live in registers and the first-level cache only. Rows of x so many at a time that
-// their sums stay in the second-level cache.
+// Decoded weights live in registers and the first-level cache only. Rows of x so many at a time
+// that their sums stay in the second-level cache.
 Tensor fused_linear(const LinearCall& c) {
   constexpr int64_t kRowsAtOnce = 512;
   const int64_t rows = c.view.rows, cols = c.view.cols;
