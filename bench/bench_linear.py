@@ -10,7 +10,6 @@ from timing import alternate
 
 import codecllm_ops as ops
 
-
 # Beside the Linears of Llama-2-7B one of TinyLlama, whose rows are many columns for their number.
 SHAPES = [*LINEAR, (2048, 5632)]
 CASES = [(shape, coding) for shape in SHAPES for coding in ("fixed", "rans")]
