@@ -3,8 +3,8 @@
     python bench/gpu/run.py OUT [--quick]
 
 1. the GPU tests (tests/gpu), 2. compute-sanitizer's memcheck and racecheck on small shapes,
-3. times. OUT gets logs and `results.json`, in the form of bench/results/; a table is printed last.
-Under eight minutes on an H200 is the aim.
+3. times, of the codings rans and fixed. OUT gets logs and `results.json`, in the form of
+bench/results/; a table is printed last. Under eight minutes on an H200 is the aim.
 
 How it measures: decode_linear of every backend and F.linear (bf16) in one process, taken in turns;
 every call of a round reads other copies of the weights, together several times the second-level
@@ -24,6 +24,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -41,12 +42,17 @@ import os, torch, codecllm_ops as ops
 ops.use_backend(os.environ["BACKEND"])
 for fmt in (torch.bfloat16, torch.float8_e5m2, torch.int8):
     w = (torch.randn(40, 200) * 40).to(fmt) if fmt == torch.int8 else torch.randn(40, 200).to(fmt)
-    coded = ops.encode(w, tile_cols=64, allow_stored=False).to("cuda")
-    ops.decode(coded)
-    ops.decode_rows(torch.tensor([0, 39, 5], device="cuda"), coded)
-    for m in (1, 9, 33):
-        for dtype in (torch.bfloat16, torch.float32):
-            ops.decode_linear(torch.randn(m, 200, device="cuda").to(dtype), coded)
+    matrices = [ops.encode(w, tile_cols=64, allow_stored=False).to("cuda")]
+    if fmt == torch.bfloat16:  # made by the kernels: of rans, and of a dense matrix with a list
+        w[::3, ::5] *= 2.0**30
+        dense = ops.encode(w.cuda(), coding="fixed", tile_cols=80, allow_stored=False)
+        matrices += [matrices[0].to("fixed", tile_cols=48), dense]
+    for coded in matrices:
+        ops.decode(coded)
+        ops.decode_rows(torch.tensor([0, 39, 5], device="cuda"), coded)
+        for m in (1, 9, 33):
+            for dtype in (torch.bfloat16, torch.float32):
+                ops.decode_linear(torch.randn(m, 200, device="cuda").to(dtype), coded)
 torch.cuda.synchronize()
 """
 
@@ -148,8 +154,8 @@ def on(backend: str, call):
     return switched
 
 
-def time_shape(rows, cols, fmt, rows_of_x, rounds) -> list[dict]:
-    coded = encoded(rows, cols, fmt)
+def time_shape(rows, cols, fmt, rows_of_x, rounds, coding="rans") -> list[dict]:
+    coded = encoded(rows, cols, fmt, coding=coding)
     count = max(2, math.ceil(COLD_BYTES / coded.nbytes))
     matrices = copies_of(coded, count)
     dense = [
@@ -166,7 +172,8 @@ def time_shape(rows, cols, fmt, rows_of_x, rounds) -> list[dict]:
         *micros, reference = alternate(*fused, library, rounds=rounds)
         for name, taken in zip(names, micros, strict=True):
             found.append(
-                {"backend": name, "shape": [rows, cols], "format": str(fmt)[6:], "m": m,
+                {"backend": name, "coding": coding, "shape": [rows, cols],
+                 "format": str(fmt)[6:], "m": m,
                  "bits_per_weight": round(8 * coded.nbytes / (rows * cols), 3),
                  "decode_linear_us": round(taken, 2), "linear_bf16_us": round(reference, 2),
                  "of_linear_speed": round(reference / taken, 3)}
@@ -174,17 +181,43 @@ def time_shape(rows, cols, fmt, rows_of_x, rounds) -> list[dict]:
     return found
 
 
-def time_decode(rows, cols, fmt, rounds) -> list[dict]:
-    coded = encoded(rows, cols, fmt)
+def time_decode(rows, cols, fmt, rounds, coding="rans") -> list[dict]:
+    coded = encoded(rows, cols, fmt, coding=coding)
     matrices = copies_of(coded, max(2, math.ceil(COLD_BYTES / coded.nbytes)))
     names = backends()
     calls = [[on(name, lambda c=c: ops.decode(c)) for c in matrices] for name in names]
     written = rows * cols * fmt.itemsize
     return [
-        {"backend": name, "shape": [rows, cols], "format": str(fmt)[6:],
+        {"backend": name, "coding": coding, "shape": [rows, cols], "format": str(fmt)[6:],
          "decode_us": round(micros, 2), "TB/s written": round(written / micros / 1e6, 3)}
         for name, micros in zip(names, alternate(*calls, rounds=rounds), strict=True)
     ]  # fmt: skip
+
+
+def time_conversions(rows, cols, rounds) -> list[dict]:
+    """To fixed, as at load: each call waits for the GPU, so that nothing is captured."""
+    rans = encoded(rows, cols, torch.bfloat16)
+    dense = ops.decode(rans)
+    found = []
+    for name in backends():
+        before = ops.use_backend(name)
+        for source, call in (
+            ("rans", lambda: rans.to("fixed")),
+            ("dense", lambda: ops.encode(dense, coding="fixed", allow_stored=False)),
+        ):
+            taken = []
+            for _ in range(rounds + 1):
+                torch.cuda.synchronize()
+                begin = time.perf_counter()
+                call()
+                torch.cuda.synchronize()
+                taken.append(time.perf_counter() - begin)
+            found.append(
+                {"backend": name, "from": source, "shape": [rows, cols],
+                 "ms": round(1e3 * statistics.median(taken[1:]), 3)}
+            )  # fmt: skip
+        ops.use_backend(before)
+    return found
 
 
 def copy_bandwidth() -> float:
@@ -207,28 +240,28 @@ def print_tables(report: dict) -> None:
     print("\ndecode_linear against bf16 F.linear (speed ratio)")
     linear = report["results"]["decode_linear"]
     rows_of_x = sorted({r["m"] for r in linear})
-    print(f"{'backend format':22} {'shape':>14} " + " ".join(f"M={m:<5}" for m in rows_of_x))
+    print(f"{'backend coding format':26} {'shape':>14} " + " ".join(f"M={m:<5}" for m in rows_of_x))
+
+    def kind(r):
+        return f"{r['backend']} {r['coding']} {r['format']}"
 
     def key(r):
-        return r["format"], *r["shape"], r["backend"]
+        return r["format"], *r["shape"], kind(r)
 
-    for fmt, rows, cols, backend in dict.fromkeys(key(r) for r in linear):
-        ratios = {
-            r["m"]: r["of_linear_speed"] for r in linear if key(r) == (fmt, rows, cols, backend)
-        }
+    for fmt, rows, cols, name in dict.fromkeys(key(r) for r in linear):
+        ratios = {r["m"]: r["of_linear_speed"] for r in linear if key(r) == (fmt, rows, cols, name)}
         cells = " ".join(f"{ratios[m]:<7.2f}" if m in ratios else " " * 7 for m in rows_of_x)
-        print(f"{backend + ' ' + fmt:22} {rows:>7}x{cols:<6} {cells}")
-    for backend, fmt in dict.fromkeys((r["backend"], r["format"]) for r in linear):
-        for name, ms in (("M = 1..16", range(17)), ("M = 32, 64", (32, 64))):
+        print(f"{name:26} {rows:>7}x{cols:<6} {cells}")
+    for name in dict.fromkeys(map(kind, linear)):
+        for rows, ms in (("M = 1..16", range(17)), ("M = 32, 64", (32, 64))):
             mean = geometric_mean(
-                r["of_linear_speed"]
-                for r in linear
-                if (r["backend"], r["format"]) == (backend, fmt) and r["m"] in ms
+                r["of_linear_speed"] for r in linear if kind(r) == name and r["m"] in ms
             )
-            print(f"{backend} {fmt} {name}: geometric mean {mean:.3f}")
+            print(f"{name} {rows}: geometric mean {mean:.3f}")
     for r in report["results"]["decode"]:
-        speed = r["TB/s written"]
-        print(f"{r['backend']} decode {r['format']} {r['shape']}: {speed} TB/s written")
+        print(f"{kind(r)} decode {r['shape']}: {r['TB/s written']} TB/s written")
+    for r in report["results"]["to_fixed"]:
+        print(f"{r['backend']} to fixed from {r['from']} {r['shape']}: {r['ms']} ms")
     for name in ("tests", "sanitizer", "copy TB/s"):
         print(f"{name}: {report[name]}")
 
@@ -264,21 +297,26 @@ def main() -> None:
             for tool in ("memcheck", "racecheck")
         },
         "copy TB/s": copy_bandwidth(),
-        "results": {"decode_linear": [], "decode": []},
+        "results": {"decode_linear": [], "decode": [], "to_fixed": []},
     }
 
     def save() -> None:  # a run that is cut short keeps what it has
         (args.out / "results.json").write_text(json.dumps(report, indent=1) + "\n")
 
     for shape in bf16_shapes:
-        report["results"]["decode_linear"] += time_shape(*shape, torch.bfloat16, ROWS_OF_X, rounds)
-        save()
+        for coding in ("rans", "fixed"):
+            report["results"]["decode_linear"] += time_shape(
+                *shape, torch.bfloat16, ROWS_OF_X, rounds, coding
+            )
+            save()
     for fmt in (torch.int8, torch.float8_e4m3fn):
         for shape in bf16_shapes[:3]:
             report["results"]["decode_linear"] += time_shape(*shape, fmt, (1, 4, 16), rounds)
             save()
     for fmt in (torch.bfloat16, torch.int8, torch.float32):
         report["results"]["decode"] += time_decode(14336, 4096, fmt, rounds)
+    report["results"]["decode"] += time_decode(14336, 4096, torch.bfloat16, rounds, "fixed")
+    report["results"]["to_fixed"] += time_conversions(14336, 4096, rounds)
     save()
     print_tables(report)
 

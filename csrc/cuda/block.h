@@ -29,13 +29,14 @@ struct BlockLayout {
 struct SourceNeeds {
   struct Way {
     int bytes;
-    double wavefronts;  // clocks of shared memory that the source takes, per weight
+    double clocks;  // of a processor, per weight: what the source alone allows
   };
   static constexpr int kMaxWays = 5;
   Way ways[kMaxWays];
   int n_ways;
   int warp_bytes;  // of a warp that runs well; a source works with less
   int reserve_bytes;
+  int busy_warps;  // so many keep a processor busy; fewer wait for latencies
 };
 
 inline int round_up(int64_t bytes, int step) { return int(ceil_div(bytes, step) * step); }

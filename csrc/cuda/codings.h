@@ -10,6 +10,7 @@
 //   variant_of(matrix)  which of them reads a matrix
 //   needs(matrix, ..)   what a block must have (block.h)
 #pragma once
+#include "fixed/needs.h"
 #include "rans/needs.h"
 
 namespace codecllm::cuda {
@@ -32,13 +33,23 @@ struct Rans {
   }
 };
 
-// Codings of one build alone: the tests have some that the project does not have yet.
-#ifndef CLLM_MORE_CODINGS
-#define CLLM_MORE_CODINGS(CODING)
-#endif
+template <class F>
+struct FixedSource;
+
+struct Fixed {
+  static constexpr Coding kCoding = Coding::fixed;
+  template <class F>
+  static constexpr bool kCodes = kSameKind<F, Bf16>;
+  static constexpr int kVariants = 1;
+  template <class F, int>
+  using Source = FixedSource<F>;
+
+  static int variant_of(const CodedView&) { return 0; }
+  static SourceNeeds needs(const CodedView&, int64_t) { return fixed_needs(); }
+};
 
 // The list. `stored` is not in it: there is nothing to decode.
-#define CLLM_CODINGS(CODING) CODING(Rans) CLLM_MORE_CODINGS(CODING)
+#define CLLM_CODINGS(CODING) CODING(Rans) CODING(Fixed)
 
 // Calls f with the coding of a matrix; false if no kernel reads it.
 template <class Call>

@@ -1,5 +1,5 @@
 // How a linear_mma launch is cut into blocks: one for each processor, as large as it can be. A cut
-// is the cheapest by a small model of shared memory, rounds of tiles and partial sums.
+// is the cheapest by a small model of the source, rounds of tiles and partial sums.
 #pragma once
 #include <algorithm>
 
@@ -13,9 +13,10 @@ struct Cut {
   int64_t tile_rows, col_tiles;  // of the matrix
   int64_t cols, processors;
   int64_t x_bytes, sums_bytes;  // of one column tile; of one tile
+  int busy_warps;               // of the source
   // The choice.
   BlockLayout block;
-  double wavefronts;                    // of the way, per weight
+  double clocks;                        // of the way, per weight
   int64_t chunks = 1, chunk_tiles = 0;  // chunks of column tiles, tiles in each
   int64_t band_rows = 1;
 
@@ -52,15 +53,14 @@ struct Cut {
       if (rounds() <= best.rounds()) best = *this;
     *this = best;
   }
-  // Clocks per weight of a processor, counted in shared-memory wavefronts, the limit that depends
-  // on the cut. Fewer than about 15 warps wait for latencies. Partial sums go to the second-level
-  // cache and come back, at about 20 bytes per clock.
+  // Clocks per weight of a processor. Partial sums go to the second-level cache and come back, at
+  // about 20 bytes per clock.
   double cost() const {
     const int64_t waves = ceil_div(blocks() * chunks, processors);
-    const double tiles = double(waves * rounds()) * std::max(15, block.warps);
+    const double tiles = double(waves * rounds()) * std::max(busy_warps, block.warps);
     const double ideal = double(tile_rows) * double(col_tiles) / double(processors);
     const double partial = chunks > 1 ? 8.0 * double(chunks * x_rows) / double(cols) / 20 : 0;
-    return wavefronts * tiles / ideal + partial;
+    return clocks * tiles / ideal + partial;
   }
 };
 

@@ -78,12 +78,12 @@ CLLM_DEVICE bool write_tile(const DecodeArgs& a, const typename S::Tile& tile, c
   const bool whole = Reader::kStaged && inside && tile.rows == kTileRows;
   const bool good = whole ? write_groups<F, Reader::kStaged>(a, tile, reader, col_tile)
                           : write_groups<F, false>(a, tile, reader, col_tile);
-  S::each_apart(matrix, tile, [&](int row, int col, uint32_t word) {
+  const bool all = S::each_apart(matrix, tile, [&](int row, int col, uint32_t word) {
     const int64_t at = (tile.out_row + row) * matrix.cols + col_tile * matrix.tile_cols + col;
     if (int(threadIdx.x & 31) == lane_of(row, col))
       store_word<F>(a.out + at * F::fmt.word_bytes(), word);
   });
-  return good;
+  return good && all;
 }
 
 // All ones, a NaN in every float format: what a corrupt tile decodes to. Columns of one tile.
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(128) decode_rows(const DecodeArgs a) {
                       matrix.cols % 2 == 0);
       }
     });
-    S::each_apart(matrix, tile, [&](int in_tile, int col, uint32_t word) {
+    good &= S::each_apart(matrix, tile, [&](int in_tile, int col, uint32_t word) {
       if (mine && in_tile == row.in_tile && lane == lane_of(in_tile, col))
         store_word<F>(to + (col - 2 * t) * bytes, word);
     });

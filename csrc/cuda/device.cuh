@@ -116,6 +116,7 @@ CLLM_DEVICE uint32_t select_bits(uint32_t mask, uint32_t a, uint32_t b) {
   return d;
 }
 CLLM_DEVICE bool any_lane(bool p) { return __any_sync(~0u, p); }
+CLLM_DEVICE int count_ones(uint32_t v) { return __popc(v); }
 
 #endif  // CLLM_EMU
 

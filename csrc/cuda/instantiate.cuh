@@ -1,6 +1,7 @@
 // All kernels of a weight format, in all codings. A kernels_*.cu is this file and one line.
 #pragma once
 #include "decode.cuh"
+#include "fixed/source.cuh"
 #include "kernels.h"
 #include "linear_fma.cuh"
 #include "linear_mma.cuh"

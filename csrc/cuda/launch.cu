@@ -81,4 +81,11 @@ cudaError_t launch_decode_rows(DecodeArgs a, int processors, cudaStream_t stream
   return launch(kernels->rows, dim3(clamp_grid(blocks)), {128}, stream, a);
 }
 
+cudaError_t launch_to_fixed(ToFixedArgs a, const ToFixedPlan& plan, bool list,
+                            cudaStream_t stream) {
+  a.block = plan.block;
+  return launch(list ? plan.kernels.list : plan.kernels.plane, dim3(clamp_grid(plan.grid)),
+                block_of(plan.block, plan.most_shared), stream, a);
+}
+
 }  // namespace codecllm::cuda

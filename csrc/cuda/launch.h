@@ -2,6 +2,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include "fixed/to_fixed.h"
 #include "plan.h"
 
 namespace codecllm::cuda {
@@ -21,5 +22,9 @@ int64_t workspace_floats(const LinearPlan& plan, int64_t x_rows, int64_t rows);
 cudaError_t launch_linear(LinearArgs args, const LinearPlan& plan, cudaStream_t stream);
 cudaError_t launch_decode(DecodeArgs args, const DecodePlan& plan, cudaStream_t stream);
 cudaError_t launch_decode_rows(DecodeArgs args, int processors, cudaStream_t stream);
+
+// The first pass, or the second (`list`). args: what to_fixed_args gives, and what a pass wants.
+cudaError_t launch_to_fixed(ToFixedArgs args, const ToFixedPlan& plan, bool list,
+                            cudaStream_t stream);
 
 }  // namespace codecllm::cuda

@@ -43,11 +43,11 @@ CLLM_DEVICE bool multiply_tile(const LinearArgs& a, const typename S::Tile& tile
       multiply_one(a, w1, col + 1, first_row, x_rows, j & 1, sums);
     }
   });
-  S::each_apart(a.matrix, tile, [&](int row, int col, uint32_t word) {
+  const bool all = S::each_apart(a.matrix, tile, [&](int row, int col, uint32_t word) {
     if (lane == lane_of(row, col))
       multiply_one(a, word_value<F>(word), first_col + col, first_row, x_rows, row / 8, sums);
   });
-  return good;
+  return good && all;
 }
 
 template <class S>

@@ -93,16 +93,17 @@ CLLM_DEVICE bool multiply_tile(const Reader& reader, SharedAddress x, TileSums<M
   });
 }
 
-// Sums as they are meant, with the weights that stood beside the groups.
+// Sums as they are meant, with the weights that stood beside the groups; whether all of these lay
+// inside of the tile.
 template <class S, int M>
-CLLM_DEVICE void complete_sums(const LinearArgs& a, const typename S::Common& common,
+CLLM_DEVICE bool complete_sums(const LinearArgs& a, const typename S::Common& common,
                                const typename S::Tile& tile, int64_t first_col, TileSums<M>& sums) {
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int octet = 0; octet < kOctets<M>; ++octet)
 #pragma unroll
     for (int i = 0; i < 4; ++i) sums[octet][i] = S::unscale(common, sums[octet][i]);
-  S::each_apart(a.matrix, tile, [&](int row, int col, uint32_t word) {
+  return S::each_apart(a.matrix, tile, [&](int row, int col, uint32_t word) {
     const float weight = word_value<typename S::Format>(word);
 #pragma unroll
     for (int octet = 0; octet < kOctets<M>; ++octet)
@@ -183,9 +184,8 @@ __global__ void __launch_bounds__(32 * S::max_warps(M)) linear_mma(const LinearA
       if (!with_tile<S>(matrix, a.block, common, block.words, place,
                         [&](const typename S::Tile& tile, const auto& reader) {
                           const bool good = multiply_tile<B16, M>(reader, x, sums);
-                          complete_sums<S, M>(a, common, tile, place.col_tile * matrix.tile_cols,
-                                              sums);
-                          return good;
+                          const int64_t first_col = place.col_tile * matrix.tile_cols;
+                          return complete_sums<S, M>(a, common, tile, first_col, sums) && good;
                         })) {
         report_corrupt(a.status, place.tile_row * matrix.col_tiles + place.col_tile);
         poison_sums<M>(sums);

@@ -1,9 +1,11 @@
 #include "plan.h"
 
 #include <cmath>
+#include <numeric>
 
 #include "codings.h"
 #include "cut.h"
+#include "fixed/to_fixed.h"
 #include "remembered.h"
 
 namespace codecllm::cuda {
@@ -44,7 +46,7 @@ bool choose_cut(Cut cut, const SourceNeeds& needs, int max_warps, Cut& best) {
   for (int way = 0; way < needs.n_ways; ++way) {
     cut.block.way = way;
     cut.block.common_bytes = needs.ways[way].bytes;
-    cut.wavefronts = needs.ways[way].wavefronts;
+    cut.clocks = needs.ways[way].clocks;
     cut.chunks = 0;
     for (int64_t tiles = widest; tiles > 0; --tiles) {
       if (ceil_div(cut.col_tiles, tiles) == cut.chunks) continue;
@@ -86,6 +88,7 @@ LinearPlan make_plan(const CodedView& matrix, const SourceNeeds& needs, int log2
   cut.processors = device.processors;
   cut.x_bytes = fragment_bytes(int(x_rows), matrix.tile_cols);
   cut.sums_bytes = 4 * kTileRows * x_rows;
+  cut.busy_warps = needs.busy_warps;
   cut.block.warp_bytes = needs.warp_bytes;
   cut.block.reserve_bytes = needs.reserve_bytes;
   Cut best = {};
@@ -99,6 +102,27 @@ LinearPlan make_plan(const CodedView& matrix, const SourceNeeds& needs, int log2
   plan.grid = best.blocks();
   plan.block = best.block;
   return plan;
+}
+
+// Of kernels whose blocks take shares of the tiles, with what the source needs and no more. `grid`:
+// the blocks.
+BlockLayout tiles_block(const CodedView& matrix, const Device& device, int64_t& grid) {
+  const SourceNeeds needs = needs_of(matrix, kMostDecodeWarpBytes);
+  const int64_t tiles = matrix.tile_rows * matrix.col_tiles, limit = shared_memory(device);
+  BlockLayout block = {};
+  block.common_bytes = needs.ways[0].bytes;
+  block.warp_bytes = needs.warp_bytes;
+  block.reserve_bytes = needs.reserve_bytes;
+  block.warps = int(std::min<int64_t>(ceil_div(tiles, device.processors), kMaxWarps));
+  while (block.warps > 1 && block.bytes() > limit) --block.warps;
+  for (int way = 1; way < needs.n_ways; ++way) {
+    BlockLayout more = block;
+    more.way = way;
+    more.common_bytes = needs.ways[way].bytes;
+    if (more.bytes() <= limit) block = more;
+  }
+  grid = std::min<int64_t>(ceil_div(tiles, block.warps), device.processors);
+  return block;
 }
 
 int log2_of(int64_t x_rows) {
@@ -147,22 +171,36 @@ DecodePlan plan_decode(const CodedView& matrix, const Device& device) {
   DecodePlan plan = {};
   const SourceKernels* kernels = kernels_of(matrix);
   if (!kernels) return plan;
-  const SourceNeeds needs = needs_of(matrix, kMostDecodeWarpBytes);
-  const int64_t tiles = matrix.tile_rows * matrix.col_tiles, limit = shared_memory(device);
-  BlockLayout& block = plan.block;
-  block.common_bytes = needs.ways[0].bytes;
-  block.warp_bytes = needs.warp_bytes;
-  block.reserve_bytes = needs.reserve_bytes;
-  block.warps = int(std::min<int64_t>(ceil_div(tiles, device.processors), kMaxWarps));
-  while (block.warps > 1 && block.bytes() > limit) --block.warps;
-  for (int way = 1; way < needs.n_ways; ++way) {
-    BlockLayout more = block;
-    more.way = way;
-    more.common_bytes = needs.ways[way].bytes;
-    if (more.bytes() <= limit) block = more;
-  }
   plan.kernel = kernels->matrix;
-  plan.grid = std::min<int64_t>(ceil_div(tiles, block.warps), device.processors);
+  plan.block = tiles_block(matrix, device, plan.grid);
+  plan.most_shared = device.shared_per_block;
+  return plan;
+}
+
+ToFixedArgs to_fixed_args(const CodedView& source, int tile_cols) {
+  ToFixedArgs a = {};
+  a.source = source;
+  CodedView& target = a.target;
+  target.coding = Coding::fixed;
+  target.format = source.format;
+  target.rows = source.rows;
+  target.cols = source.cols;
+  target.tile_cols = tile_cols;
+  target.tile_rows = source.tile_rows;
+  if (source.coding == Coding::stored) {  // has no tiles of its own
+    a.source.tile_cols = tile_cols;
+    a.source.col_tiles = a.source.column_tiles().count();
+    a.source.tile_rows = target.tile_rows = ceil_div(source.rows, kTileRows);
+  }
+  target.derive();
+  a.piece_cols = std::gcd(a.source.tile_cols, tile_cols);
+  return a;
+}
+
+ToFixedPlan plan_to_fixed(const ToFixedArgs& args, const Device& device) {
+  ToFixedPlan plan = {};
+  plan.kernels = to_fixed_kernels(args.source);
+  plan.block = tiles_block(args.source, device, plan.grid);
   plan.most_shared = device.shared_per_block;
   return plan;
 }

@@ -15,7 +15,8 @@
 //   stage(.., work)    a warp: brings a tile near, returns work(reader)
 //   alone(.., f)       f(group) for the groups of a tile, for a lane with nothing in common or near
 //   each_apart(.., f)  f(row, col, word) for weights that groups have as zeros, because they are
-//                      too rare for a place in the loop; the same calls in all lanes of a tile
+//                      too rare for a place in the loop; the same calls in all lanes of a tile.
+//                      Then, whether all of them lay inside of it
 //   scale_x<B16>(two)  two numbers of x as the groups want them, while x is staged
 //   unscale(.., sum)   a sum of products with such x, as it is meant
 //   stand_in(..)       makes a tile that is not valid one that any lane may read

@@ -3,8 +3,10 @@
 #define USE_CUDA 1  // shows aoti_torch_get_current_cuda_stream
 #include <torch/csrc/stable/accelerator.h>
 
+#include <array>
 #include <atomic>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "../cuda/launch.h"
@@ -64,6 +66,14 @@ bool has_code(int64_t index) {
   return device.has_code;
 }
 
+// Element i of an int64 tensor. Waits for the GPU.
+int64_t element(const Tensor& t, int64_t i) {
+  const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
+  Tensor all = t;
+  const Tensor here = torch::stable::to(torch::stable::narrow(all, 0, i, 1), cpu);
+  return *here.const_data_ptr<int64_t>();
+}
+
 // ---- checking -----------------------------------------------------------------------------------
 
 // Kernels turn what a corrupt tile decodes to into NaN. Whoever wants an error instead pays for a
@@ -72,9 +82,18 @@ std::atomic<bool> checking{false};
 
 bool set_check(bool on) { return checking.exchange(on); }
 
+// `tile`: the smallest number of a corrupt tile, all ones where there is none.
+void check_tile(uint64_t tile, Coding coding, const char* op) {
+  if (coding == Coding::fixed)
+    CLLM_CHECK(tile == ~uint64_t(0), "codecllm::", op, ": corrupt index or list: tile ",
+               int64_t(tile), " lists weights that it does not have");
+  CLLM_CHECK(tile == ~uint64_t(0), "codecllm::", op, ": corrupt coded plane or index: tile ",
+             int64_t(tile), " does not end in the encoder's first state");
+}
+
 class StatusWord {
  public:
-  StatusWord(const Tensor& like, const char* op) {
+  StatusWord(const Tensor& like, Coding coding, const char* op) : coding_(coding) {
     if (!checking.load()) return;
     CLLM_CHECK(!cuda::is_capturing(current_stream(like)), "codecllm::", op,
                ": set_check(True) waits for the GPU, which the capture of a CUDA graph forbids");
@@ -86,15 +105,13 @@ class StatusWord {
   }
   void check(const char* op) const {
     if (!word_) return;
-    const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
-    const Tensor here = torch::stable::to(*word_, cpu);
-    const uint64_t tile = uint64_t(*here.const_data_ptr<int64_t>());
+    const uint64_t tile = uint64_t(element(*word_, 0));
     CLLM_CHECK(tile != cuda::kBadId, "codecllm::", op, ": an index is out of range");
-    CLLM_CHECK(tile == ~uint64_t(0), "codecllm::", op, ": corrupt coded plane or index: tile ",
-               int64_t(tile), " does not end in the encoder's first state");
+    check_tile(tile, coding_, op);
   }
 
  private:
+  Coding coding_;
   std::optional<Tensor> word_;
 };
 
@@ -112,7 +129,7 @@ void decode_into(const Tensor& stream, const Tensor& raw, const Tensor& index, c
     torch::stable::copy_(to, torch::stable::view(m.stream, {rows, out.size(1)}));
     return;
   }
-  const StatusWord status(stream, op);
+  const StatusWord status(stream, m.view.coding, op);
   cuda::DecodeArgs a = {};
   a.matrix = m.view;
   a.out = out.mutable_data_ptr<uint8_t>();
@@ -135,7 +152,7 @@ Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& 
   Tensor out = torch::stable::new_empty(stream, {ids.numel(), row_bytes}, ScalarType::Byte);
   if (!out.numel()) return out;
   CLLM_CHECK(rows > 0, "codecllm::decode_rows: an index is out of range for 0 rows");
-  const StatusWord status(stream, op);
+  const StatusWord status(stream, layout.coding, op);
   cuda::DecodeArgs a = {};
   a.matrix = m.view;
   a.out = out.mutable_data_ptr<uint8_t>();
@@ -146,6 +163,79 @@ Tensor decode_rows_words(const Tensor& ids, const Tensor& stream, const Tensor& 
   check_cuda(cuda::launch_decode_rows(a, processors, current_stream(stream)), op);
   status.check(op);
   return out;
+}
+
+// ---- to the coding fixed ------------------------------------------------------------------------
+
+// int64 sums of int32 counts, each with its own included.
+Tensor summed_up(const Tensor& counts) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(counts), from(int64_t(0)),
+                                    from(std::optional<ScalarType>(ScalarType::Long))};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::cumsum", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// One window base to a segment; a matrix without segments, as stored ones are, counts as one.
+void check_bases(const Tensor& bases, int64_t segments, const char* op) {
+  check_tensor(bases, ScalarType::Int, 1, op, "bases", bases);
+  CLLM_CHECK(bases.is_cpu() && bases.numel() == segments, "codecllm::", op, ": ", bases.numel(),
+             " bases for ", segments, " segments, or not on the CPU");
+  const int32_t* base = bases.const_data_ptr<int32_t>();
+  for (int64_t s = 0; s < segments; ++s)
+    CLLM_CHECK(base[s] >= 0 && base[s] <= kMaxFixedBase, "codecllm::", op, ": window base ",
+               base[s], " outside 0..", kMaxFixedBase);
+}
+
+// Waits for the GPU: only the counts say how long the list is. So corruption is an error at once.
+std::tuple<Tensor, Tensor, Tensor> to_fixed(const Tensor& stream, const Tensor& raw,
+                                            const Tensor& index, const Tensor& table, int64_t rows,
+                                            int64_t cols, int64_t layout_word, const Tensor& bases,
+                                            int64_t tile_cols) {
+  const char* op = "_to_fixed";
+  const torch::stable::accelerator::DeviceGuard guard(stream.get_device_index());
+  const cudaStream_t queue = current_stream(stream);
+  CLLM_CHECK(!cuda::is_capturing(queue), "codecllm::", op,
+             ": it waits for the GPU, which the capture of a CUDA graph forbids");
+  const DeviceMatrix m(Operand(stream, raw, index, table, rows, cols, layout_word), op);
+  const Layout& layout = m.coded.layout;
+  CLLM_CHECK(layout.coding != Coding::fixed && layout.format == Bf16::fmt.id, "codecllm::", op,
+             ": the source must be a bf16 matrix of coding rans or stored");
+  CLLM_CHECK(
+      tile_cols >= kGroupCols && tile_cols % kGroupCols == 0 && tile_cols <= kMaxFixedTileCols,
+      "codecllm::", op, ": tile_cols ", tile_cols);
+  check_bases(bases, std::max<int64_t>(m.view.segments, 1), op);
+
+  cuda::ToFixedArgs a = cuda::to_fixed_args(m.view, int(tile_cols));
+  const int64_t tiles = a.tiles();
+  Tensor plane = torch::stable::new_empty(stream, {a.target.tile_rows * a.target.plane_row_bytes},
+                                          ScalarType::Byte);
+  Tensor ends = torch::stable::new_empty(stream, {tiles}, ScalarType::Int);
+  if (!tiles) return {plane, torch::stable::new_empty(stream, {0}, ScalarType::Byte), ends};
+
+  const Tensor bases_there = torch::stable::to(bases, stream.device());
+  Tensor counts = torch::stable::new_zeros(stream, {a.count()}, ScalarType::Int);
+  Tensor corrupt = torch::stable::new_empty(stream, {1}, ScalarType::Long);
+  torch::stable::fill_(corrupt, -1);
+  a.bases = bases_there.const_data_ptr<int32_t>();
+  a.plane = plane.mutable_data_ptr<uint8_t>();
+  a.counts = counts.mutable_data_ptr<int32_t>();
+  a.status = (uint64_t*)corrupt.mutable_data_ptr<int64_t>();
+  const cuda::ToFixedPlan plan = cuda::plan_to_fixed(a, properties_of(stream, op));
+  check_cuda(cuda::launch_to_fixed(a, plan, false, queue), op);
+  const Tensor sums = summed_up(counts);
+
+  a.listed = element(sums, a.count() - 1);
+  check_tile(uint64_t(element(corrupt, 0)), layout.coding, op);
+  CLLM_CHECK(a.listed <= INT32_MAX, "codecllm::", op, ": ", a.listed,
+             " weights outside the window, too many for a list");
+  Tensor list = torch::stable::new_empty(stream, {4 * a.listed}, ScalarType::Byte);
+  a.sums = sums.const_data_ptr<int64_t>();
+  a.list = (uint32_t*)list.mutable_data_ptr<uint8_t>();
+  a.ends = ends.mutable_data_ptr<int32_t>();
+  check_cuda(cuda::launch_to_fixed(a, plan, true, queue), op);
+  return {plane, list, ends};
 }
 
 // ---- decode_linear ------------------------------------------------------------------------------
@@ -173,7 +263,7 @@ Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, c
   const int64_t floats = cuda::workspace_floats(plan, x_rows, rows);
   std::optional<Tensor> partial;
   if (floats) partial = torch::stable::new_empty(x, {floats}, ScalarType::Float);
-  const StatusWord status(stream, op);
+  const StatusWord status(stream, layout.coding, op);
   cuda::LinearArgs a = {};
   a.matrix = matrix.view;
   a.x = dense_x.const_data_ptr();
@@ -196,6 +286,7 @@ STABLE_TORCH_LIBRARY_IMPL(codecllm, CUDA, m) {
   m.impl("_decode_into", TORCH_BOX(&codecllm::decode_into));
   m.impl("_decode_rows_words", TORCH_BOX(&codecllm::decode_rows_words));
   m.impl("decode_linear", TORCH_BOX(&codecllm::decode_linear));
+  m.impl("_to_fixed", TORCH_BOX(&codecllm::to_fixed));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(codecllm, CompositeExplicitAutograd, m) {

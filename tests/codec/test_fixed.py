@@ -13,6 +13,7 @@ from assertions import assert_same_words
 from cases import (
     CONTENTS,
     EMPTY_SHAPES,
+    INTERPRETING,
     SHAPES,
     all_patterns,
     every_backend,
@@ -28,7 +29,18 @@ from codecllm_ops.codec.fixed import reference, window
 from codecllm_ops.format import FORMATS
 
 BF16 = FORMATS["bf16"]
-MORE_SHAPES = [(17, 90), (16, 64), (40, 129), (33, 700)]
+# Triton's interpreter takes a second for what others do in a millisecond, and has tests of its own.
+ALL_SHAPES = [(17, 90)] if INTERPRETING else [*SHAPES, (17, 90), (16, 64), (40, 129), (33, 700)]
+WIDTHS = [64] if INTERPRETING else [16, 48, 64, 1024, 4096]
+
+
+def patterns() -> torch.Tensor:
+    """All words; where that is slow, a sixteenth of them, with each sign and exponent."""
+    words = all_patterns(BF16)
+    if INTERPRETING:
+        words = words.flatten()
+        words = words[words % 8 == (words >> 7) % 8][:4096].reshape(64, -1)
+    return to_tensor(words, BF16)
 
 
 def fixed(w: torch.Tensor, tile_cols: int | None = None) -> CodedMatrix:
@@ -46,7 +58,7 @@ def by_reference(w: torch.Tensor, tile_cols: int) -> CodedMatrix:
 
 @every_backend
 @every_content
-@pytest.mark.parametrize("shape", [*SHAPES, *MORE_SHAPES], ids=str)
+@pytest.mark.parametrize("shape", ALL_SHAPES, ids=str)
 def test_decode_gives_the_original_bits(backend, content, shape):
     w = to_tensor(CONTENTS[content](*shape, BF16), BF16)
     with running(backend):
@@ -57,13 +69,13 @@ def test_decode_gives_the_original_bits(backend, content, shape):
 
 
 @every_backend
-@pytest.mark.parametrize("tile_cols", [16, 48, 64, 1024, 4096])
+@pytest.mark.parametrize("tile_cols", WIDTHS)
 def test_every_pattern(backend, tile_cols):
-    w = to_tensor(all_patterns(BF16), BF16)
+    w = patterns()
     with running(backend):
         coded = fixed(w, tile_cols).check()
         assert_same_words(ops.decode(coded), w)
-    assert coded.raw.numel() > 4 * 200 * 256  # most exponents are outside
+    assert coded.raw.numel() // 4 > w.numel() * 0.9  # most exponents are outside
 
 
 @every_backend

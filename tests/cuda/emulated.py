@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from codecllm_ops.codec import codings
 from codecllm_ops.codec.coded import CodedMatrix
 from codecllm_ops.format.geometry import plane_tile_bytes
 from codecllm_ops.format.layout_word import CODINGS
+from codecllm_ops.format.weight_formats import FORMATS
 
 ROOT = Path(__file__).parents[2]
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -71,6 +73,10 @@ class Plan(c.Structure):
     ]
 
 
+class Converted(c.Structure):
+    _fields_ = [(n, c.c_int64) for n in ("plane_bytes", "counts", "tiles")]
+
+
 PATHS = ("none", "mma", "fma")  # enum class Path of csrc/cuda/plan.h
 
 
@@ -98,7 +104,9 @@ def library():
     lib = c.CDLL(os.environ.get("CODECLLM_EMULATED") or build(ROOT / "build/emulator"))
     lib.emulated_plan.restype = lib.emulated_cached_plan.restype = Plan
     lib.emulated_plan_time.restype = c.c_double
-    for name in ("emulated_linear", "emulated_decode", "emulated_decode_rows", "sizeof_view"):
+    lib.emulated_to_fixed_sizes.restype = Converted
+    for name in ("emulated_linear", "emulated_decode", "emulated_decode_rows",
+                 "emulated_to_fixed", "sizeof_view"):  # fmt: skip
         getattr(lib, name).restype = c.c_uint64
     assert lib.sizeof_view() == c.sizeof(View)
     return lib
@@ -285,3 +293,45 @@ def linear_view(
         out.pointer, c.byref(options),
     )  # fmt: skip
     return out.checked(), status
+
+
+def dense_view(w: torch.Tensor) -> View:
+    """A dense matrix as a stored one."""
+    fields = {"coding": CODINGS.index("stored"), "format": FORMATS["bf16"].id}
+    rows, cols = w.shape
+    return View(stream=w.data_ptr(), stream_bytes=w.nbytes, rows=rows, cols=cols, **fields)
+
+
+def to_fixed(
+    view: View,
+    bases: Sequence[int],
+    tile_cols: int,
+    device: Device | None = None,
+    most_listed: int | None = None,
+) -> tuple[tuple[torch.Tensor, ...], int]:
+    """Plane, list and ends as the op `_to_fixed` returns them, and the status.
+
+    Args:
+        most_listed: entries that the list has room for; default: all that were counted.
+    """
+    lib, options = library(), (device or Device()).options()
+    sizes = lib.emulated_to_fixed_sizes(c.byref(view), tile_cols)
+    plane = Output((sizes.plane_bytes,), torch.uint8, 0x55)
+    counts = Output((sizes.counts,), torch.int32, 0)
+    all_bases = (c.c_int32 * len(bases))(*bases)
+
+    def run(sums=None, listed=None, entries=0, ends=None) -> int:
+        return lib.emulated_to_fixed(
+            c.byref(view), tile_cols, all_bases, plane.pointer, counts.pointer, sums, listed,
+            c.c_int64(entries), ends, c.byref(options),
+        )  # fmt: skip
+
+    status = run()
+    sums = counts.checked().cumsum(0)
+    if status != GOOD:
+        return (plane.checked(),), status
+    entries = int(sums[-1]) if most_listed is None else most_listed
+    listed = Output((4 * entries,), torch.uint8, 0x55)
+    ends = Output((sizes.tiles,), torch.int32, 0x55)
+    status = run(c.c_void_p(sums.data_ptr()), listed.pointer, entries, ends.pointer)
+    return (plane.checked(), listed.checked(), ends.checked()), status

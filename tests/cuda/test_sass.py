@@ -38,11 +38,16 @@ needs_nvcc = pytest.mark.skipif(
 
 @functools.cache
 def kernels_of(fmt: str, arch: str) -> dict[str, list]:
+    return kernels_in(f"kernels_{fmt}.cu", arch)
+
+
+@functools.cache
+def kernels_in(source: str, arch: str) -> dict[str, list]:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernels.cubin")
         subprocess.run(
             ["nvcc", "-cubin", f"-arch=sm_{arch}", "-std=c++17", "-O3", f"-I{ROOT}/csrc",
-             "-o", cubin, ROOT / f"csrc/cuda/kernels_{fmt}.cu"],
+             "-o", cubin, ROOT / "csrc/cuda" / source],
             check=True, capture_output=True, text=True,
         )  # fmt: skip
         return sass_count.disassemble(cubin)
@@ -58,6 +63,15 @@ def fused_loops(kernels) -> dict[str, sass_count.Loop]:
             activation = (found[1] or "own").lower()
             loops[f"{activation}/{found[2]}"] = sass_count.main_loop(kernel)
     return loops
+
+
+def fixed_loops() -> dict[str, sass_count.Loop]:
+    """Main loops of linear_mma for the coding fixed, by rows of x."""
+    return {
+        found[1]: sass_count.main_loop(kernel)
+        for name, kernel in kernels_of("bf16", "90a").items()
+        if (found := re.search(r"linear_mma.*FixedSource.*Li(\d+)E", name))
+    }
 
 
 def test_every_format_has_its_file():
@@ -89,6 +103,54 @@ def test_decode_instructions_per_weight(fmt):
     budget = BUDGET["decode, instructions per weight, sm_90a"][fmt]
     assert loop.local_memory == 0
     assert loop.issued / WEIGHTS_PER_LANE <= budget, loop.issued / WEIGHTS_PER_LANE
+
+
+@needs_nvcc
+def test_fixed_instructions_per_weight():
+    budget = BUDGET["fixed, instructions per weight, sm_90a"]
+    loops = fixed_loops()
+    assert loops.keys() == budget.keys()
+    for m, loop in loops.items():
+        issued, integer_pipe = budget[m]
+        assert loop.local_memory == 0, f"{m}: spills in the main loop"
+        assert loop.issued / WEIGHTS_PER_LANE <= issued, f"{m}: budget {issued}"
+        assert loop.integer_pipe / WEIGHTS_PER_LANE <= integer_pipe, f"{m}: {integer_pipe}"
+
+
+@needs_nvcc
+@pytest.mark.parametrize("m", ["1", "2", "4", "8"])
+def test_fixed_takes_less_than_1_8_instructions_per_weight(m):
+    """What the coding was made for, whatever the budget says."""
+    assert fixed_loops()[m].issued <= 1.8 * WEIGHTS_PER_LANE
+
+
+@needs_nvcc
+def test_fixed_reads_twelve_bits_per_weight():
+    """A trip is what the tests take it for: eight groups, 96 bytes a lane."""
+    for m, loop in fixed_loops().items():
+        loads = [i.opcode for i in loop.path if i.name == "LDG"]
+        assert len(loads) * 16 * 8 == 12 * WEIGHTS_PER_LANE, m
+        assert all(".128" in opcode for opcode in loads)
+
+
+@needs_nvcc
+def test_fixed_decode_instructions_per_weight():
+    (loop,) = (
+        sass_count.main_loop(kernel)
+        for name, kernel in kernels_of("bf16", "90a").items()
+        if "decode_matrix" in name and "FixedSource" in name
+    )
+    budget = BUDGET["fixed, decode, instructions per weight, sm_90a"]
+    assert loop.local_memory == 0
+    assert loop.issued / WEIGHTS_PER_LANE <= budget, loop.issued / WEIGHTS_PER_LANE
+
+
+@needs_nvcc
+def test_conversions_have_no_local_memory_in_main_loops():
+    kernels = kernels_in("to_fixed.cu", "90a")
+    assert len(kernels) == 6  # two passes over rans, rans with a predictor, and stored
+    for name, kernel in kernels.items():
+        assert sass_count.main_loop(kernel).local_memory == 0, name
 
 
 @needs_nvcc
@@ -137,11 +199,12 @@ def test_usual_path_skips_what_is_rare():
 
 
 if __name__ == "__main__":
-    measured = {
-        fmt: {
+
+    def per_weight(loops: dict[str, sass_count.Loop]) -> dict[str, list[float]]:
+        return {
             name: [round(v / WEIGHTS_PER_LANE, 2) for v in (loop.issued, loop.integer_pipe)]
-            for name, loop in fused_loops(kernels_of(fmt, "90a")).items()
+            for name, loop in loops.items()
         }
-        for fmt in FORMATS
-    }
-    print(json.dumps(measured, indent=1))
+
+    measured = {fmt: per_weight(fused_loops(kernels_of(fmt, "90a"))) for fmt in FORMATS}
+    print(json.dumps({**measured, "fixed": per_weight(fixed_loops())}, indent=1))

@@ -19,37 +19,12 @@ pytestmark = pytest.mark.gpu
 BF16 = FORMATS["bf16"]
 SHAPES = [(1, 1), (17, 33), (40, 200), (64, 512), (300, 1100), (16, 4096)]
 ROWS_OF_X = [1, 2, 3, 8, 9, 16, 33, 64, 65, 200]
+every_coding = pytest.mark.parametrize("coding", ["rans", "fixed"])
 
 
 def on_gpu(w, scale=None, **options):
+    """Coded on the CPU, whose bytes are what GPUs must make and read."""
     return ops.encode(w, scale=scale, allow_stored=False, **options).to("cuda")
-
-
-def available(backend: str) -> bool:
-    before = ops.backend_info()["requested"]
-    try:
-        ops.use_backend(backend)
-    except ops.BackendUnavailableError:
-        return False
-    ops.use_backend(before)
-    return True
-
-
-@pytest.fixture(autouse=True, params=["cuda", "triton"])
-def backend(request):
-    if not available(request.param):
-        pytest.skip(f"no {request.param} backend here")
-    before = ops.use_backend(request.param)
-    assert ops.backend_info()["cuda"] == request.param
-    yield
-    ops.use_backend(before)
-
-
-@pytest.fixture
-def checked(backend):
-    before = ops.set_check(True)
-    yield
-    ops.set_check(before)
 
 
 # ---- decode -------------------------------------------------------------------------------------
@@ -66,17 +41,21 @@ def test_decode(shape, fmt, predictor):
 
 
 @pytest.mark.usefixtures("checked")
-@pytest.mark.parametrize("name", ["bf16", "fp16"])
-def test_decode_every_pattern(name):
+@pytest.mark.parametrize(
+    "name, coding", [("bf16", "rans"), ("bf16", "fixed"), ("fp16", "rans")], ids=str
+)
+def test_decode_every_pattern(name, coding):
     w = to_tensor(torch.arange(65536).reshape(64, 1024).numpy(), FORMATS[name])
-    assert_same_words(ops.decode(on_gpu(w)).cpu(), w)
+    assert_same_words(ops.decode(on_gpu(w, coding=coding)).cpu(), w)
 
 
 @pytest.mark.usefixtures("checked")
-def test_decode_more_than_2_31_elements():
+@every_coding
+def test_decode_more_than_2_31_elements(coding):
     rows, cols = 2**15 + 16, 2**16
     part = weights(2048, cols, BF16)
-    parts = [ops.encode(part)] * (rows // 2048) + [ops.encode(part[: rows % 2048])]
+    whole, rest = (ops.encode(w, coding=coding) for w in (part, part[: rows % 2048]))
+    parts = [whole] * (rows // 2048) + [rest]
     decoded = ops.decode(ops.CodedMatrix.concat_rows(parts).to("cuda"))
     assert decoded.numel() > 2**31
     for begin in range(0, rows, 2048):
@@ -108,26 +87,29 @@ def test_linear(fmt, dtype, m):
         assert_linear_close(out, x, w, scale, bias, rounded_weight=m > 64)
 
 
-def test_results_repeat_bit_by_bit():
-    coded = on_gpu(weights(4096, 14336, BF16))
+@every_coding
+def test_results_repeat_bit_by_bit(coding):
+    coded = on_gpu(weights(4096, 14336, BF16), coding=coding)
     for m in (1, 8, 64):
         x = torch.randn(m, 14336, dtype=torch.bfloat16, device="cuda")
         first = ops.decode_linear(x, coded)
         assert all(torch.equal(ops.decode_linear(x, coded), first) for _ in range(20))
 
 
-def test_gradient_of_x():
+@every_coding
+def test_gradient_of_x(coding):
     w = weights(300, 500, BF16)
     x = torch.randn(5, 500, dtype=torch.bfloat16, device="cuda", requires_grad=True)
-    ops.decode_linear(x, on_gpu(w)).sum().backward()
+    ops.decode_linear(x, on_gpu(w, coding=coding)).sum().backward()
     assert_linear_close(x.grad.cpu(), torch.ones(5, 300).bfloat16(), w.T)
 
 
 # ---- the device ---------------------------------------------------------------------------------
 
 
-def test_no_dense_weight_in_memory():
-    coded = on_gpu(weights(4096, 4096, BF16))
+@every_coding
+def test_no_dense_weight_in_memory(coding):
+    coded = on_gpu(weights(4096, 4096, BF16), coding=coding)
     x = torch.randn(16, 4096, dtype=torch.bfloat16, device="cuda")
     ops.decode_linear(x, coded)
     torch.cuda.synchronize()
@@ -148,8 +130,9 @@ def test_ten_thousand_calls_do_not_grow():
     assert torch.cuda.memory_reserved() == before
 
 
-def test_graph_capture_and_replay():
-    coded = on_gpu(weights(1024, 4096, BF16))
+@every_coding
+def test_graph_capture_and_replay(coding):
+    coded = on_gpu(weights(1024, 4096, BF16), coding=coding)
     x = torch.randn(9, 4096, dtype=torch.bfloat16, device="cuda")
     ops.decode_linear(x, coded), ops.decode(coded)  # Triton compiles
     graph = torch.cuda.CUDAGraph()
@@ -166,7 +149,7 @@ FIRST_CALL = """
 import torch, codecllm_ops as ops
 ops.use_backend("cuda")
 w = torch.randn(1024, 4096).bfloat16()
-coded = ops.encode(w, allow_stored=False).to("cuda")
+coded = ops.encode(w, allow_stored=False, coding="{coding}").to("cuda")
 coded.prepare()
 x = torch.randn(9, 4096, dtype=torch.bfloat16, device="cuda")
 graph = torch.cuda.CUDAGraph()
@@ -177,10 +160,12 @@ assert torch.equal(out, ops.decode_linear(x, coded)) and torch.equal(dense.cpu()
 """
 
 
-def test_a_graph_may_be_captured_in_the_first_call_of_a_process():
+@every_coding
+def test_a_graph_may_be_captured_in_the_first_call_of_a_process(coding):
     if ops.backend_info()["cuda"] != "cuda":
         pytest.skip("Triton compiles in a first call")
-    run = subprocess.run([sys.executable, "-c", FIRST_CALL], capture_output=True, text=True)
+    script = FIRST_CALL.format(coding=coding)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
 
@@ -201,8 +186,9 @@ def test_checking_is_refused_while_a_graph_is_captured():
         ops.set_check(before)
 
 
-def test_compile_with_cuda_graphs():
-    coded = on_gpu(weights(512, 512, BF16))
+@every_coding
+def test_compile_with_cuda_graphs(coding):
+    coded = on_gpu(weights(512, 512, BF16), coding=coding)
     step = torch.compile(
         lambda x: ops.decode_linear(torch.relu(ops.decode_linear(x, coded)), coded),
         mode="reduce-overhead",
@@ -213,8 +199,9 @@ def test_compile_with_cuda_graphs():
         assert torch.equal(step(x), expected)
 
 
-def test_streams_and_threads():
-    coded = [on_gpu(weights(1024, 4096, BF16, seed)) for seed in range(2)]
+@every_coding
+def test_streams_and_threads(coding):
+    coded = [on_gpu(weights(1024, 4096, BF16, seed), coding=coding) for seed in range(2)]
     x = torch.randn(64, 4096, dtype=torch.bfloat16, device="cuda")
     expected = [ops.decode_linear(x, c) for c in coded]
     torch.cuda.synchronize()

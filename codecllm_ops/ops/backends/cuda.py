@@ -7,7 +7,9 @@ import functools
 import torch
 
 from ...codec.operand import Operand
+from ...format.layout_word import CODINGS, Layout
 from . import compiled, gpu, register
+from .protocol import Backend
 from .stored import is_stored, stored_rows
 
 
@@ -42,6 +44,12 @@ class CudaBackend(compiled.CompiledBackend):
         if is_stored(coded):
             return stored_rows(ids, coded, self._checking)
         return super().decode_rows_words(ids, coded)
+
+    def to_fixed(self, coded: Operand, segment_rows: list[int], bases: list[int], tile_cols: int):
+        if Layout.unpack(coded.layout).coding == CODINGS.index("fixed"):
+            # Other tiles for what is fixed already: too rare for a kernel.
+            return Backend.to_fixed(self, coded, segment_rows, bases, tile_cols)
+        return super().to_fixed(coded, segment_rows, bases, tile_cols)
 
 
 @functools.cache

@@ -9,8 +9,10 @@ namespace codecllm::cuda {
 
 inline SourceNeeds rans_needs(const CodedView& matrix, int64_t most_warp_bytes) {
   SourceNeeds needs = {};
-  // 2^way copies of the table. Wavefronts per pair of weights: 3.3 for words and what else a step
-  // does, and the slot lookup's, simulated by tools/wavefronts.py.
+  needs.busy_warps = 15;
+  // Shared memory is the limit that depends on the cut. 2^way copies of the table. Wavefronts per
+  // pair of weights: 3.3 for words and what else a step does, and the slot lookup's, simulated by
+  // tools/wavefronts.py.
   constexpr double kStep = 3.3, kLookup[] = {3.5, 3.5, 3.3, 2.95, 2.0};
   for (const double lookup : kLookup) {
     const int bytes = 4 << needs.n_ways << matrix.scale_bits;

@@ -108,7 +108,9 @@ struct RansSource {
   }
   // Escapes are part of the groups, and weights are what they are.
   template <class Each>
-  static CLLM_DEVICE void each_apart(const CodedView&, const Tile&, Each&&) {}
+  static CLLM_DEVICE bool each_apart(const CodedView&, const Tile&, Each&&) {
+    return true;
+  }
   template <class B16>
   static CLLM_DEVICE uint32_t scale_x(uint32_t two) {
     return two;

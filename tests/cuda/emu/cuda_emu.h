@@ -288,6 +288,7 @@ inline void refill(uint32_t& state, uint32_t& next, uint32_t& at) {
   take_word(true, next, at);
 }
 inline bool any_lane(bool p) { return __ballot_sync(~0u, p) != 0; }
+inline int count_ones(uint32_t v) { return __builtin_popcount(v); }
 
 // d += a * b: products exact, sums rounded to float32 in the order of k.
 template <class B16>

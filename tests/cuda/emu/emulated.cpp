@@ -1,19 +1,16 @@
 // The CUDA kernels and their launch code as a shared library for ctypes (tests/cuda/emulated.py).
 #include <chrono>
 
-// What only this build has, before the lists: a format without raw bits, a coding of fixed length.
+// What only this build has, before the list: a format without raw bits.
 #define CLLM_MORE_FORMATS(FORMAT) FORMAT(WholeInt8, 201, 0, 8, Integer<8>)
-#include "twelve.h"
-
 #include "cuda_emu.h"
 
 #include "../../../csrc/cuda/instantiate.cuh"
-#include "twelve.cuh"
-
 #include "../../../csrc/cuda/launch.cu"
 #include "../../../csrc/cuda/plan.cpp"
 #include "../../../csrc/cuda/prepare.cpp"
 #include "../../../csrc/cuda/registry.cpp"
+#include "../../../csrc/cuda/to_fixed.cu"
 
 using namespace codecllm;
 using namespace codecllm::cuda;
@@ -52,9 +49,10 @@ static void may_read(const void* p, int64_t bytes) {
 static void may_read_only(const CodedView& v) {
   emu::readable.clear();
   may_read(v.stream, v.stream_bytes);
-  may_read(v.raw, v.tile_rows * v.plane_row_bytes);
-  may_read(v.index, v.tile_rows * v.col_tiles * (2 + v.len_bits) * 4);
-  may_read(v.table, v.segments * (kTableHeader + (int64_t(1) << v.scale_bits)) * 4);
+  may_read(v.raw, v.raw_bytes);
+  const int64_t record = v.coding == Coding::fixed ? 1 : 2 + v.len_bits;
+  may_read(v.index, v.tile_rows * v.col_tiles * record * 4);
+  may_read(v.table, v.segments * v.table_stride * 4);
 }
 
 extern "C" {
@@ -130,6 +128,39 @@ uint64_t emulated_decode_rows(const CodedView* view, const int64_t* ids, int64_t
   a.ids_count = count;
   a.status = &status;
   if (launch_decode_rows(a, 2, nullptr) != cudaSuccess) emu::fail("launch_decode_rows");
+  return status;
+}
+
+// What a conversion makes: where the list's tiles end is known to whoever sums up the counts.
+struct Converted {
+  int64_t plane_bytes, counts, tiles;
+};
+
+Converted emulated_to_fixed_sizes(const CodedView* view, int tile_cols) {
+  const ToFixedArgs a = to_fixed_args(*view, tile_cols);
+  return {a.target.tile_rows * a.target.plane_row_bytes, a.count(), a.tiles()};
+}
+
+// The first pass, to plane and counts, or the second (`sums` is not null), to list and ends.
+uint64_t emulated_to_fixed(const CodedView* view, int tile_cols, const int32_t* bases,
+                           uint8_t* plane, int32_t* counts, const int64_t* sums, uint32_t* list,
+                           int64_t listed, int32_t* ends, const Options* options) {
+  may_read_only(*view);
+  ToFixedArgs a = to_fixed_args(*view, tile_cols);
+  may_read(bases, 4 * std::max<int64_t>(view->segments, 1));
+  if (sums) may_read(sums, 8 * a.count());
+  const ToFixedPlan plan = plan_to_fixed(a, device_of(*options));
+  uint64_t status = ~0ull;
+  a.bases = bases;
+  a.plane = plane;
+  a.counts = counts;
+  a.sums = sums;
+  a.list = list;
+  a.listed = listed;
+  a.ends = ends;
+  a.status = &status;
+  if (launch_to_fixed(a, plan, sums != nullptr, nullptr) != cudaSuccess)
+    emu::fail("launch_to_fixed");
   return status;
 }
 
