@@ -208,7 +208,7 @@ inline Status linear_few(const CodedView& view, int64_t begin, int64_t end,
       }
       add_listed(tile, args, view.cols, listed);
     }
-    const double factor = power_of_two(int(tile.window_base) - args.x_exponent);
+    const double factor = power_of_two(int(tile.window_base & 0xff) - args.x_exponent);
     for (int x_row = 0; x_row < Rows; ++x_row) {
       LaneSums lanes;
       for (int half = 0; half < 2; ++half)
