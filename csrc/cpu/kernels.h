@@ -7,9 +7,24 @@
 
 namespace codecllm {
 
+// Rows of x that linear_fixed.h keeps sums of in registers: beside a tile decoded in scratch, and
+// while it decodes.
+constexpr int kBlockRows = 6, kFewRows = 6, kFewFloatRows = 4;
+constexpr int kFixedUnitGroups = 4;  // groups whose containers are whole quads
+
+// How x meets decoded weights.
+enum class LinearPath {
+  tiles,         // of any coding, decoded to scratch: linear_kernel.h
+  fixed_few,     // in the registers they were decoded in: linear_fixed.h
+  fixed_blocks,  // a decoded tile of bfloat16, many rows of bfloat16: linear_fixed.h
+};
+
 struct LinearArgs {
+  LinearPath path;
   const void* x;     // [M, K] packed by pack_x
   bool x_is_bf16;    // packed as bfloat16, else as float
+  int x_exponent;    // packed x is x times two to this power
+  const void* x_in;  // [M, K] as it came, of dtype `dtype`
   int64_t m;         // rows of x
   Scale scale;       // of the weight, [N] or for all
   const void* bias;  // [N] of dtype `dtype`, or null
@@ -29,6 +44,7 @@ struct Kernels {
   const char* name;
   bool (*supported)();
   bool bf16_dot;  // multiplies bfloat16 pairs natively
+  bool simd;      // has registers of this machine
   Status (*decode)(const CodedView&, int64_t begin, int64_t end, uint8_t* out, uint8_t* scratch);
   // Decoded, scaled and rounded to `dtype`; `out` begins at row `row0` of the matrix.
   Status (*decode_as)(const CodedView&, int64_t begin, int64_t end, Dtype dtype, const Scale& scale,
@@ -64,22 +80,42 @@ int64_t scratch_bytes(const CodedView&, int64_t m);
 
 // ---- pack_x.cpp ---------------------------------------------------------------------------------
 
-// Rows of x per block of the packed layout that begins at row `at` of `m`: 8, 4, 2 or 1.
-CLLM_INLINE int block_rows(int64_t at, int64_t m) {
+// Rows of x in a block of the packed layout that begins at row `at` of `m`.
+CLLM_INLINE int block_rows(LinearPath path, int64_t at, int64_t m) {
   const int64_t left = m - at;
-  return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+  switch (path) {
+    case LinearPath::fixed_few:
+      return int(left);
+    case LinearPath::fixed_blocks: {  // as equal as they can be
+      const int64_t blocks = ceil_div(left, kBlockRows);
+      return int(ceil_div(left, blocks));
+    }
+    default:
+      return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
+  }
 }
 
 // Whether x is packed as bfloat16: pairs and x can be multiplied natively.
 bool packs_bf16(const Kernels&, const CodedView&, Dtype dtype);
 
-// Bytes of x [m, k] packed.
-int64_t packed_bytes(int64_t m, int64_t k, bool as_bf16);
+// The path for x, and for fixed_few the power of two that x is scaled by. Looks at x for that.
+LinearPath choose_path(const Kernels&, const CodedView&, Dtype dtype, const void* x, int64_t m,
+                       int& x_exponent);
 
-// Reorders x [M, K] (contiguous) to the order in which tiles meet it, columns padded with zeros to
-// a multiple of 16. Per block of rows: [group][half group][row][8], where the 8 columns are in
-// order (bfloat16) or first the even, then the odd ones (float).
-void pack_x(const void* x, Dtype dtype, int64_t m, int64_t k, bool as_bf16, void* out);
+// Columns of packed x: zeros behind those that x has, as far as kernels read.
+CLLM_INLINE int64_t packed_cols(LinearPath path, int64_t k) {
+  const int64_t groups = ceil_div(k, kGroupCols);
+  return kGroupCols * (path == LinearPath::fixed_few ? groups + kFixedUnitGroups - 1 : groups);
+}
+
+// Bytes of x [m, k] packed.
+int64_t packed_bytes(LinearPath path, int64_t m, int64_t k, bool as_bf16);
+
+// Reorders x [M, K] (contiguous) to the order in which tiles meet it, times two to the power
+// `exponent`. Per block of rows: [group][half group][row][8], where the 8 columns are in order
+// (bfloat16) or first the even, then the odd ones (float).
+void pack_x(LinearPath path, const void* x, Dtype dtype, int64_t m, int64_t k, bool as_bf16,
+            int exponent, void* out);
 
 // ---- rows.cpp -----------------------------------------------------------------------------------
 

@@ -12,9 +12,9 @@ static bool supported() {
          __builtin_cpu_supports("f16c");
 }
 
-extern const Kernels kAvx2 = {"avx2",     supported, false,    decode,
-                              decode_as,  linear,    to_fixed, to_fixed_scratch_bytes,
-                              check_fixed};
+extern const Kernels kAvx2 = {
+    "avx2",     supported, false, true, decode, decode_as, linear, to_fixed, to_fixed_scratch_bytes,
+    check_fixed};
 
 }  // namespace codecllm
 #endif

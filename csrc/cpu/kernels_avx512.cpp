@@ -13,9 +13,9 @@ static bool supported() {
          __builtin_cpu_supports("avx512vbmi2");
 }
 
-extern const Kernels kAvx512 = {"avx512",   supported, false,    decode,
-                                decode_as,  linear,    to_fixed, to_fixed_scratch_bytes,
-                                check_fixed};
+extern const Kernels kAvx512 = {
+    "avx512",   supported, false, true, decode, decode_as, linear, to_fixed, to_fixed_scratch_bytes,
+    check_fixed};
 
 }  // namespace codecllm
 #endif

@@ -13,9 +13,9 @@ static bool supported() {
          __builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bf16");
 }
 
-extern const Kernels kAvx512Bf16 = {"avx512bf16", supported, true,     decode,
-                                    decode_as,    linear,    to_fixed, to_fixed_scratch_bytes,
-                                    check_fixed};
+extern const Kernels kAvx512Bf16 = {
+    "avx512bf16",           supported,  true, true, decode, decode_as, linear, to_fixed,
+    to_fixed_scratch_bytes, check_fixed};
 
 }  // namespace codecllm
 #endif

@@ -8,8 +8,9 @@ namespace codecllm {
 
 static bool supported() { return true; }
 
-extern const Kernels kPortable = {"portable", supported, false,    decode,
-                                  decode_as,  linear,    to_fixed, to_fixed_scratch_bytes,
+extern const Kernels kPortable = {"portable", supported, false,
+                                  false,      decode,    decode_as,
+                                  linear,     to_fixed,  to_fixed_scratch_bytes,
                                   check_fixed};
 
 }  // namespace codecllm

@@ -12,6 +12,7 @@
 //   one row of x with AVX-512 BF16: pairs are multiplied in the registers they were decoded in
 #pragma once
 #include "blocks.h"
+#include "linear_fixed.h"
 #include "to_float.h"
 
 namespace codecllm {
@@ -129,7 +130,7 @@ struct DotSink {
 template <class Each>
 inline void for_row_blocks(int64_t m, Each&& f) {
   for (int64_t first = 0; first < m;) {
-    const int rows = block_rows(first, m);
+    const int rows = block_rows(LinearPath::tiles, first, m);
     switch (rows) {
       case 8:
         f(std::integral_constant<int, 8>{}, first);
@@ -174,8 +175,15 @@ inline void finish(const TilePlace& tile, const float* sums, const LinearArgs& a
 
 inline Status linear(const CodedView& view, int64_t begin, int64_t end, const LinearArgs& args,
                      uint8_t* at_scratch) {
+#ifdef __AVX2__
+  if (args.path == LinearPath::fixed_few) return linear_fixed_few(view, begin, end, args);
+#endif
+#ifdef __AVX512BF16__
+  if (args.path == LinearPath::fixed_blocks)
+    return linear_fixed_blocks(view, begin, end, args, at_scratch);
+#endif
   const Scratch scratch(view, at_scratch);
-  const int64_t padded_cols = ceil_div(view.cols, kGroupCols) * kGroupCols;
+  const int64_t padded_cols = packed_cols(args.path, view.cols);
   const int64_t tile_sums = Scratch::tile_sums(args.m);
   return with_source(view, scratch.source, [&](auto& source) {
     using S = std::remove_reference_t<decltype(source)>;

@@ -99,27 +99,40 @@ struct LinearCall {
   }
 };
 
-// Decoded weights live in registers and the first-level cache only.
+// Decoded weights live in registers and the first-level cache only. Rows of x so many at a time
+// that their sums stay in the second-level cache.
 Tensor fused_linear(const LinearCall& c) {
-  const int64_t m = c.m, rows = c.view.rows, cols = c.view.cols;
+  constexpr int64_t kRowsAtOnce = 512;
+  const int64_t rows = c.view.rows, cols = c.view.cols;
   Tensor out = make_empty(c.x, c.shape, c.x.scalar_type());
   const Kernels& k = kernels();
   const bool as_bf16 = packs_bf16(k, c.view, c.dtype);
-  ScratchBuffer packed(packed_bytes(m, cols, as_bf16));
-  pack_x(c.x.const_data_ptr(), c.dtype, m, cols, as_bf16, packed.get());
-  const LinearArgs a = {packed.get(),
-                        as_bf16,
-                        m,
-                        c.weight_scale(),
-                        c.bias ? c.bias->const_data_ptr() : nullptr,
-                        out.mutable_data_ptr(),
-                        c.dtype,
-                        rows};
-  check_status(parallel_tile_rows(0, c.view.tile_rows, scratch_bytes(c.view, m),
-                                  [&](int64_t begin, int64_t end, uint8_t* scratch) {
-                                    return k.linear(c.view, begin, end, a, scratch);
-                                  }),
-               "decode_linear", c.view.coding);
+  const int64_t element = c.dtype == Dtype::f32 ? 4 : 2;
+  const int64_t parts = ceil_div(c.m, kRowsAtOnce), most = ceil_div(c.m, parts);
+  ScratchBuffer packed(most * packed_cols(LinearPath::fixed_few, cols) * (as_bf16 ? 2 : 4));
+  for (int64_t first = 0; first < c.m; first += most) {
+    const int64_t m = std::min(most, c.m - first);
+    const uint8_t* x = (const uint8_t*)c.x.const_data_ptr() + first * cols * element;
+    int exponent;
+    const LinearPath path = choose_path(k, c.view, c.dtype, x, m, exponent);
+    pack_x(path, x, c.dtype, m, cols, as_bf16, exponent, packed.get());
+    const LinearArgs a = {path,
+                          packed.get(),
+                          as_bf16,
+                          exponent,
+                          x,
+                          m,
+                          c.weight_scale(),
+                          c.bias ? c.bias->const_data_ptr() : nullptr,
+                          (uint8_t*)out.mutable_data_ptr() + first * rows * element,
+                          c.dtype,
+                          rows};
+    check_status(parallel_tile_rows(0, c.view.tile_rows, scratch_bytes(c.view, m),
+                                    [&](int64_t begin, int64_t end, uint8_t* scratch) {
+                                      return k.linear(c.view, begin, end, a, scratch);
+                                    }),
+                 "decode_linear", c.view.coding);
+  }
   return out;
 }
 
@@ -161,10 +174,18 @@ Tensor gemm_linear(const LinearCall& c) {
   return c.x.dim() == 2 ? out : torch::stable::view(out, c.shape);
 }
 
-// Rows of x from which on decoding once and calling the library's GEMM is faster. Measured with
-// bench/bench_linear.py on two AVX-512 cores; the two paths differ by less than 10 % from 64 to
-// 256 rows.
-std::atomic<int64_t> gemm_from{128};
+// Rows of x from which on decoding once and calling the library's GEMM is faster; below 0: as
+// measured. With bench/bench_linear.py on two AVX-512 cores: for rans the two paths differ by less
+// than 10 % from 64 to 256 rows. For fixed_blocks, 4096 x 4096, one core: at 128 rows 0.95 of
+// F.linear's speed, at 512 it was 0.8.
+std::atomic<int64_t> gemm_from{-1};
+
+bool library_is_faster(const LinearCall& c) {
+  const int64_t set = gemm_from.load();
+  if (set >= 0) return c.m >= set;
+  const bool blocks = c.view.coding == Coding::fixed && packs_bf16(kernels(), c.view, c.dtype);
+  return c.m >= (blocks ? 320 : 128);
+}
 
 Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, const Tensor& index,
                      const Tensor& table, OptTensor scale, int64_t rows, int64_t cols,
@@ -185,7 +206,7 @@ Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, c
       store_float(out.mutable_data_ptr(), c.dtype, i, b ? load_float(b, c.dtype, i % rows) : 0.f);
     return out;
   }
-  return c.m < gemm_from.load() ? fused_linear(c) : gemm_linear(c);
+  return library_is_faster(c) ? gemm_linear(c) : fused_linear(c);
 }
 
 int64_t set_gemm_from(int64_t rows) { return gemm_from.exchange(rows); }

@@ -245,10 +245,11 @@ def test_lies_are_found_by_every_op(isa, coded, lie):
         "decode": lambda: OPS.decode(*operand),
         "decode float32": lambda: OPS._decode_then_linear(x.float(), *operand),
         "decode_rows": lambda: OPS.decode_rows(rows, *operand),
-        "decode_linear": lambda: OPS.decode_linear(x, *operand),
-        "large decode_linear": lambda: OPS.decode_linear(x.repeat(100, 1), *operand),
         "_to_fixed": lambda: OPS._to_fixed(*plain, bases, 64),
     }
+    if what == "index":  # products do not look at what the plane has in the place of code 0
+        calls["decode_linear"] = lambda: OPS.decode_linear(x, *operand)
+        calls["large decode_linear"] = lambda: OPS.decode_linear(x.repeat(100, 1), *operand)
     with running(isa):
         for name, call in calls.items():
             with pytest.raises(RuntimeError, match=f"corrupt {what}"):

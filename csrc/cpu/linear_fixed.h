@@ -1,0 +1,387 @@
+// linear for the coding fixed. Two ways, by the number of rows of x (choose_path in pack_x.cpp):
+//
+//   fixed_few     plane, a unit of 16 rows x 64 columns            x, packed, times 2^x_exponent
+//                   | load_quads, split_group: registers            | 16 bytes: 8 columns
+//                   v                                               v
+//                 halves, the weights times 2^-window_base  *  columns, repeated for every row
+//                                        '-------.  .--------------'
+//                                                 v v
+//                 sums [row of x][row half][chunk] in registers, over all tiles of a row of tiles;
+//                 then the lanes of each row are added, times 2^(window_base - x_exponent), and the
+//                 listed weights times x as it came. Nothing is written but the output.
+//
+//   fixed_blocks  plane -> words of one tile in scratch, the list written over them -> 16 rows of
+//   the
+//                 weight x up to 6 rows of x in 24 registers. Words and x are what they are: inf,
+//                 NaN and all. While one tile is multiplied, the plane of the next one is fetched.
+//
+// Traps:
+//   * Fetches go to the second-level cache. Into the first one, 1 to 3 units ahead, they push out
+//     what is in use: 2.2 instead of 1.3 ms at 4 rows of x (4096 x 4096, one thread).
+//   * The last unit of a tile may be narrower. In registers it is widened, and meets columns of x
+//     that are not its own with weights that are zero: they must be finite, which fixed_few may
+//     rely on and fixed_blocks may not.
+#pragma once
+#include "blocks.h"
+#include "to_float.h"
+
+namespace codecllm {
+namespace {
+
+#if defined(__AVX2__)
+static_assert(kFixedUnit == kFixedUnitGroups, "packed x is as wide as whole units need");
+
+// Sums of a row of tiles for one row of x: [row half][lane], four lanes to a row.
+struct alignas(64) LaneSums {
+  float at[2][kLanes];
+};
+
+// Adds the four lanes of each row.
+CLLM_INLINE void add_lanes(const LaneSums& sums, float (&rows)[kTileRows]) {
+  for (int row = 0; row < kTileRows; ++row) {
+    const float* lanes = sums.at[row / 8] + row % 8 * 4;
+    rows[row] = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+  }
+}
+
+// Adds the bias, writes out[x_row, rows of the tile].
+inline void store_rows(const TilePlace& tile, const LinearArgs& args, int64_t x_row,
+                       const float (&rows)[kTileRows]) {
+  for (int row = 0; row < tile.rows; ++row) {
+    float value = rows[row];
+    if (args.bias) value += load_float(args.bias, args.dtype, tile.out_row + row);
+    store_float(args.out, args.dtype, x_row * args.n + tile.out_row + row, value);
+  }
+}
+
+CLLM_INLINE void fetch_lines(const uint8_t* from, int lines) {
+  for (int i = 0; i < lines; ++i) __builtin_prefetch(from + 64 * i, 0, 2);
+}
+
+// ---- few rows of x: products --------------------------------------------------------------------
+
+// x as floats: of 8 columns first the even, then the odd ones.
+struct FloatProducts {
+  using X = float;
+  struct Numbers {
+    f32v even, odd;
+  };
+  static CLLM_INLINE Numbers weights(V::reg pair) {
+    return {(f32v)((u32v)pair << 16), (f32v)((u32v)pair & 0xffff0000u)};
+  }
+  static CLLM_INLINE Numbers columns(const X* x) { return {repeat4(x), repeat4(x + 4)}; }
+  static CLLM_INLINE void add(f32v& sum, const Numbers& w, const Numbers& x) {
+    sum += w.even * x.even;
+    sum += w.odd * x.odd;
+  }
+};
+
+#ifdef __AVX512BF16__
+struct Bf16Products {
+  using X = uint16_t;
+  using Numbers = __m512bh;
+  static CLLM_INLINE Numbers weights(V::reg pair) { return (Numbers)pair; }
+  static CLLM_INLINE Numbers columns(const X* x) {
+    return (Numbers)_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)x));
+  }
+  static CLLM_INLINE void add(f32v& sum, Numbers w, Numbers x) {
+    sum = (f32v)_mm512_dpbf16_ps((__m512)sum, w, x);
+  }
+};
+#endif
+
+// Chunk c of the lanes of a unit: use(group, pairs) for its groups.
+template <class Use>
+CLLM_INLINE void for_pairs(const uint8_t* unit, int c, Use&& use) {
+  V::reg quads[kFixedContainers][4];
+#pragma GCC unroll 3
+  for (int q = 0; q < kFixedContainers; ++q)
+    V::load_quads(unit + 16 * (kLanes * q + V::W * c), quads[q]);
+#pragma GCC unroll 4
+  for (int g = 0; g < kFixedUnit; ++g) {
+    V::reg containers[kFixedContainers], pairs[kPairsPerGroup];
+#pragma GCC unroll 3
+    for (int i = 0; i < kFixedContainers; ++i)
+      containers[i] = quads[(kFixedContainers * g + i) / 4][(kFixedContainers * g + i) % 4];
+    split_group<V>(containers, pairs);
+    use(g, pairs);
+  }
+}
+
+// The same times Rows rows of x: [half group][row][8].
+template <class P, int Rows>
+CLLM_INLINE void multiply_chunk(const uint8_t* unit, int c, const typename P::X* x,
+                                f32v (&sum)[Rows][2]) {
+  for_pairs(unit, c, [&](int g, const V::reg(&pairs)[kPairsPerGroup]) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const auto upper = P::weights(pairs[2 * half]), lower = P::weights(pairs[2 * half + 1]);
+      const typename P::X* at = x + (2 * g + half) * 8 * Rows;
+#pragma GCC unroll 8
+      for (int row = 0; row < Rows; ++row) {
+        const auto columns = P::columns(at + 8 * row);
+        P::add(sum[row][0], upper, columns);
+        P::add(sum[row][1], lower, columns);
+      }
+    }
+  });
+}
+
+template <int Rows>
+using FewSums = f32v[kChunks][Rows][2];  // [chunk][row of x][row half]
+
+// One by one: a memcpy would take the array's address and keep it out of registers.
+template <int N>
+CLLM_INLINE void copy_sums(const f32v* from, f32v* to) {
+#pragma GCC unroll 32
+  for (int i = 0; i < N; ++i) to[i] = from[i];
+}
+
+// How far ahead of its use the plane is fetched. Measured with one thread: 6 KiB is too little, 24
+// no better.
+constexpr int kFetchAhead = 12288;
+
+// Units in a row times Rows rows of x. Where sums of all chunks have no room in registers, one
+// chunk after the other: the units are in the first-level cache by then.
+template <class P, int Rows>
+inline void multiply_units(const uint8_t* unit, int units, const typename P::X* x,
+                           FewSums<Rows>& sums) {
+  constexpr int kSumsInRegisters = kFloats == 16 ? 8 : 4;  // with 16, 1.7 instead of 1.5 ms
+  constexpr int kTogether = 2 * Rows * kChunks <= kSumsInRegisters ? kChunks : 1;
+  for (int first = 0; first < kChunks; first += kTogether) {
+    f32v sum[kTogether][Rows][2];
+    copy_sums<2 * Rows * kTogether>(&sums[first][0][0], &sum[0][0][0]);
+    const uint8_t* at = unit;
+    const typename P::X* x_at = x;
+    for (int u = 0; u < units; ++u, at += kFixedUnitBytes, x_at += kFixedUnitCols * Rows) {
+      fetch_lines(at + kFetchAhead + first * kFixedUnitBytes / kChunks / 64 * 64,
+                  kFixedUnitBytes / 64 * kTogether / kChunks);
+#pragma GCC unroll 4
+      for (int c = 0; c < kTogether; ++c) multiply_chunk<P, Rows>(at, first + c, x_at, sum[c]);
+    }
+    copy_sums<2 * Rows * kTogether>(&sum[0][0][0], &sums[first][0][0]);
+  }
+}
+
+// ---- few rows of x: the kernel ------------------------------------------------------------------
+
+// 2^exponent, -1022 to 1023.
+CLLM_INLINE double power_of_two(int exponent) {
+  const uint64_t bits = uint64_t(1023 + exponent) << 52;
+  double value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// sums [row of x][row of the tile] += listed weights of the tile times x.
+inline void add_listed(const FixedTile& tile, const LinearArgs& args, int64_t cols,
+                       float (*sums)[kTileRows]) {
+  with_activation(args.dtype, [&](auto f) {
+    for (int64_t i = 0; i < tile.list.count; ++i) {
+      const FixedEntry e = tile.list[i];
+      const float weight = word_value<Bf16>(e.word());
+      int64_t x_at = tile.first_col + e.col();
+      for (int64_t x_row = 0; x_row < args.m; ++x_row, x_at += cols)
+        sums[x_row][e.row()] += weight * load_float<decltype(f)>(args.x_in, x_at);
+    }
+  });
+}
+
+template <class P, int Rows>
+inline Status linear_few(const CodedView& view, int64_t begin, int64_t end,
+                         const LinearArgs& args) {
+  int64_t segment = 0;
+  for (int64_t tile_row = begin; tile_row < end; ++tile_row) {
+    FewSums<Rows> sums = {};
+    float listed[Rows][kTileRows] = {};
+    FixedTile tile;
+    for (int64_t col = 0; col < view.col_tiles; ++col) {
+      if (!locate_fixed(view, tile_row, col, segment, tile))
+        return {Corruption::index, tile.number};
+      const int units = tile.groups / kFixedUnit, left = tile.groups % kFixedUnit;
+      const typename P::X* x = (const typename P::X*)args.x + tile.first_col * Rows;
+      multiply_units<P, Rows>(tile.plane, units, x, sums);
+      if (left) {
+        uint8_t last[kFixedUnitBytes];
+        widen_unit(tile.plane + int64_t(units) * kFixedUnitBytes, left, last);
+        multiply_units<P, Rows>(last, 1, x + units * kFixedUnitCols * Rows, sums);
+      }
+      add_listed(tile, args, view.cols, listed);
+    }
+    const double factor = power_of_two(int(tile.window_base & 0xff) - args.x_exponent);
+    for (int x_row = 0; x_row < Rows; ++x_row) {
+      LaneSums lanes;
+      for (int half = 0; half < 2; ++half)
+        for (int c = 0; c < kChunks; ++c)
+          store_f32v(lanes.at[half] + c * V::W, sums[c][x_row][half]);
+      float rows[kTileRows];
+      add_lanes(lanes, rows);
+      for (int row = 0; row < kTileRows; ++row)
+        rows[row] = float(double(rows[row]) * factor) + listed[x_row][row];
+      store_rows(tile, args, x_row, rows);
+    }
+  }
+  return {};
+}
+
+template <class P>
+inline Status linear_few(const CodedView& view, int64_t begin, int64_t end,
+                         const LinearArgs& args) {
+  switch (args.m) {
+    case 1:
+      return linear_few<P, 1>(view, begin, end, args);
+    case 2:
+      return linear_few<P, 2>(view, begin, end, args);
+    case 3:
+      return linear_few<P, 3>(view, begin, end, args);
+    case 4:
+      return linear_few<P, 4>(view, begin, end, args);
+    default:
+      break;
+  }
+#ifdef __AVX512BF16__
+  if constexpr (std::is_same_v<P, Bf16Products>) {
+    switch (args.m) {
+      case 5:
+        return linear_few<P, 5>(view, begin, end, args);
+      case 6:
+        return linear_few<P, 6>(view, begin, end, args);
+    }
+  }
+#endif
+  return {};
+}
+
+inline Status linear_fixed_few(const CodedView& view, int64_t begin, int64_t end,
+                               const LinearArgs& args) {
+#ifdef __AVX512BF16__
+  if (args.x_is_bf16) return linear_few<Bf16Products>(view, begin, end, args);
+#endif
+  return linear_few<FloatProducts>(view, begin, end, args);
+}
+
+// ---- blocks of x --------------------------------------------------------------------------------
+
+#ifdef __AVX512BF16__
+// sums [row of x] += words [half group][row half][lane] times x [half group][row][8]. Meanwhile
+// `lines` lines per half group are fetched from `next` on.
+template <int Rows>
+inline void multiply_block(const uint32_t* words, int half_groups, const uint16_t* x,
+                           LaneSums* sums, const uint8_t* next, int lines) {
+  constexpr int kRegisters = 2 * kChunks;  // of a half group
+  f32v sum[Rows][kRegisters];
+  copy_sums<Rows * kRegisters>((const f32v*)sums, &sum[0][0]);
+  for (int h = 0; h < half_groups; ++h, words += 2 * kLanes, x += 8 * Rows, next += 64 * lines) {
+    fetch_lines(next, lines);
+    __m512bh w[kRegisters];
+#pragma GCC unroll 4
+    for (int i = 0; i < kRegisters; ++i) w[i] = (__m512bh)_mm512_load_si512(words + 16 * i);
+#pragma GCC unroll 8
+    for (int row = 0; row < Rows; ++row) {
+      const __m512bh columns = Bf16Products::columns(x + 8 * row);
+#pragma GCC unroll 4
+      for (int i = 0; i < kRegisters; ++i) Bf16Products::add(sum[row][i], w[i], columns);
+    }
+  }
+  copy_sums<Rows * kRegisters>(&sum[0][0], (f32v*)sums);
+}
+
+using MultiplyBlock = void (*)(const uint32_t*, int, const uint16_t*, LaneSums*, const uint8_t*,
+                               int);
+constexpr MultiplyBlock kMultiplyBlock[kBlockRows + 1] = {
+    nullptr,           multiply_block<1>, multiply_block<2>, multiply_block<3>,
+    multiply_block<4>, multiply_block<5>, multiply_block<6>};
+
+// Part of a tile: some units, decoded. As wide as the first-level cache has room for, beside x.
+struct Part {
+  int first_group, groups;
+};
+inline int part_groups(int64_t m) { return kFixedUnit * (m <= 32 ? 4 : 8); }
+
+// Words [group][j][lane] of a part, always whole units: the scratch of two tiles has room. Lies of
+// the plane (code 0 with a mantissa) are what check_fixed looks for: here they are subnormals.
+inline void decode_part(const FixedTile& tile, Part part, uint32_t* words) {
+  const __m512i code = _mm512_set1_epi32(int(kFixedCode));
+  const __m512i base = _mm512_set1_epi16(short(tile.window_base << kFixedCodeShift));
+  const uint8_t* unit = tile.plane + int64_t(part.first_group) * kFixedGroupBytes;
+  uint8_t last[kFixedUnitBytes];
+  for (int group = 0; group < part.groups; group += kFixedUnit, unit += kFixedUnitBytes) {
+    const uint8_t* from = unit;
+    if (part.groups - group < kFixedUnit) {
+      widen_unit(unit, part.groups - group, last);
+      from = last;
+    }
+    uint32_t* to = words + group * kPairsPerGroup * kLanes;
+    for (int c = 0; c < kChunks; ++c)
+      for_pairs(from, c, [&](int g, const V::reg(&pairs)[kPairsPerGroup]) {
+#pragma GCC unroll 4
+        for (int j = 0; j < kPairsPerGroup; ++j) {
+          const __mmask32 some = _mm512_test_epi16_mask(pairs[j], code);
+          V::store(to + (kPairsPerGroup * g + j) * kLanes + c * V::W,
+                   _mm512_mask_add_epi16(pairs[j], some, pairs[j], base));
+        }
+      });
+  }
+  const int first_col = kGroupCols * part.first_group, cols = kGroupCols * part.groups;
+  for (int64_t i = 0; i < tile.list.count; ++i) {
+    const FixedEntry e = tile.list[i];
+    const int col = e.col() - first_col;
+    if (col < 0 || col >= cols) continue;
+    const uint16_t word = e.word();
+    memcpy((uint8_t*)(words + pair_at(e.row(), col)) + 2 * (col & 1), &word, sizeof word);
+  }
+}
+
+// A decoded part times all rows of x. `next`: the plane to be fetched meanwhile, as much as the
+// part has.
+inline void multiply_part(const FixedTile& tile, Part part, const uint32_t* words,
+                          const LinearArgs& args, int64_t packed, LaneSums* sums,
+                          const uint8_t* next) {
+  const int half_groups = 2 * part.groups;
+  const int lines = part.groups * kFixedGroupBytes / 64;
+  const int per_half_group = int(ceil_div(lines, half_groups * ceil_div(args.m, kBlockRows)));
+  const int64_t col = tile.first_col + kGroupCols * part.first_group;
+  for (int64_t first = 0, fetched = 0; first < args.m;) {
+    const int rows = block_rows(LinearPath::fixed_blocks, first, args.m);
+    kMultiplyBlock[rows](words, half_groups, (const uint16_t*)args.x + first * packed + col * rows,
+                         sums + first, next + 64 * fetched, fetched < lines ? per_half_group : 0);
+    fetched += int64_t(per_half_group) * half_groups;
+    first += rows;
+  }
+}
+
+inline Status linear_fixed_blocks(const CodedView& view, int64_t begin, int64_t end,
+                                  const LinearArgs& args, uint8_t* at_scratch) {
+  const Scratch scratch(view, at_scratch);
+  uint32_t* words = scratch.pairs[0];
+  LaneSums* sums = (LaneSums*)scratch.sums;
+  const int64_t packed = packed_cols(LinearPath::fixed_blocks, view.cols);
+  const int width = part_groups(args.m);
+  int64_t segment = 0;
+  FixedTile tile;
+  for (int64_t tile_row = begin; tile_row < end; ++tile_row) {
+    memset(sums, 0, size_t(args.m) * sizeof *sums);
+    for (int64_t col = 0; col < view.col_tiles; ++col) {
+      if (!locate_fixed(view, tile_row, col, segment, tile))
+        return {Corruption::index, tile.number};
+      for (int group = 0; group < tile.groups; group += width) {
+        const Part part = {group, tile.groups - group < width ? tile.groups - group : width};
+        decode_part(tile, part, words);
+        const int64_t after = int64_t(group + part.groups) * kFixedGroupBytes;
+        multiply_part(tile, part, words, args, packed, sums, tile.plane + after);
+      }
+    }
+    for (int64_t x_row = 0; x_row < args.m; ++x_row) {
+      float rows[kTileRows];
+      add_lanes(sums[x_row], rows);
+      store_rows(tile, args, x_row, rows);
+    }
+  }
+  return {};
+}
+#endif
+
+#endif  // __AVX2__
+
+}  // namespace
+}  // namespace codecllm
