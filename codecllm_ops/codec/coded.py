@@ -67,7 +67,7 @@ class CodedMatrix:
         if self.head.is_meta:
             return f"CodedMatrix({self.nbytes} bytes, device=meta)"
         info = self.info
-        how = "stored" if info.stored else f"tile_cols={info.tile_cols}"
+        how = "stored" if info.stored else f"{info.coding}, tile_cols={info.tile_cols}"
         return (
             f"CodedMatrix({info.fmt.name} [{info.rows}, {info.cols}], {how}, {self.nbytes} bytes, "
             f"device={self.device})"
@@ -94,7 +94,7 @@ class CodedMatrix:
 
     @property
     def coding(self) -> str:
-        """What the tensors hold: "rans" or "stored"."""
+        """What the tensors hold: "rans", "fixed" or "stored"."""
         return self.info.coding
 
     @property
@@ -150,16 +150,18 @@ class CodedMatrix:
         return self.stream, self.raw, self.index, self.head
 
     def to(self, where: torch.device | str, **options: Any) -> CodedMatrix:
-        """The same matrix on another device, or in another coding ("rans", "stored").
+        """The same matrix on another device, or in another coding ("rans", "fixed", "stored").
 
         Converting is lossless and deterministic: "rans" gives the bytes that encode() gives for
-        the decoded weight. The matrix itself where nothing changes.
+        the decoded weight. To "fixed" no dense copy exists on the way. The matrix itself where
+        nothing changes.
 
         Args:
-            options: for "rans": those of encode().
+            options: for "rans" those of encode(), for "fixed" tile_cols.
 
         Raises:
             ValueError: options for anything else.
+            UnsupportedFormatError: "fixed" for another weight format than bf16.
         """
         if where in codings.NAMES:
             return self if where == self.coding and not options else self._converted(where, options)
@@ -169,9 +171,7 @@ class CodedMatrix:
 
     def _converted(self, coding: str, options: dict[str, Any]) -> CodedMatrix:
         with lasting():
-            words = torch.ops.codecllm.decode(*self.operand)
-            tensors = codings.room(coding).encode(words, self.info, **options)
-        converted = CodedMatrix(*tensors)
+            converted = CodedMatrix(*codings.room(coding).convert(self, **options))
         return converted.prepare() if self.prepared else converted
 
     def _moved(self, device: torch.device | str) -> CodedMatrix:

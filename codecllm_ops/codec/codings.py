@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..format.head import Head
-from . import rans, stored
+from . import fixed, rans, stored
 
 if TYPE_CHECKING:
     from .coded import CodedMatrix
@@ -41,16 +41,11 @@ class Coding(Protocol):
     def join(self, parts: list[CodedMatrix], head: Head) -> tuple[Any, ...]:
         """The same of parts below each other."""
 
-    def encode(self, words: torch.Tensor, like: Head, **options: Any) -> tuple[torch.Tensor, ...]:
-        """The four tensors of a matrix in this coding.
-
-        Args:
-            words: [rows, cols] of the weight format's dtype.
-            like: a head of the same weight format and scales.
-        """
+    def convert(self, source: CodedMatrix, **options: Any) -> tuple[torch.Tensor, ...]:
+        """The four tensors of a matrix, whatever it is coded in, in this coding."""
 
 
-_ROOMS = {"rans": rans, "stored": stored}
+_ROOMS = {"rans": rans, "stored": stored, "fixed": fixed}
 NAMES = tuple(_ROOMS)
 
 

@@ -48,10 +48,11 @@ def join(parts: list[CodedMatrix], head: Head) -> tuple:
     return head, stream, parts[0].raw, parts[0].index
 
 
-def encode(words: torch.Tensor, like: Head, **options: Any) -> tuple[torch.Tensor, ...]:
+def convert(source: CodedMatrix, **options: Any) -> tuple[torch.Tensor, ...]:
     """The words as they are. Raises ValueError for options: there are none."""
     if options:
         raise ValueError(f"to({name!r}) takes no options, not {', '.join(options)}")
+    words, like = torch.ops.codecllm.decode(*source.operand), source.info
     head = head_of(like.fmt, *words.shape, like.scale, like.scale_kind)
     body = words.contiguous().view(torch.uint8) if words.numel() else words.new_empty(0)
     nothing = np.zeros(0, np.int32)

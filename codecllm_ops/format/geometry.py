@@ -25,8 +25,8 @@ def round_up(a: int, b: int) -> int:
     return ceil_div(a, b) * b
 
 
-def default_tile_cols(cols: int, fmt: WeightFormat) -> int:
-    """About 512 columns (1024 for 8-bit words), evenly divided.
+def default_tile_cols(cols: int, fmt: WeightFormat, multiple: int = GROUP_COLS) -> int:
+    """About 512 columns (1024 for 8-bit words), evenly divided, a multiple of `multiple`.
 
     A compromise: the states and lengths of a tile's lanes cost about 62 bits / tile_cols per weight
     (0.12 bits at 512), while a 4096 x 4096 matrix gives a GPU only 2048 independent tiles, and it
@@ -34,7 +34,7 @@ def default_tile_cols(cols: int, fmt: WeightFormat) -> int:
     """
     target = 1024 if fmt.word_bits == 8 else 512
     tiles = max(1, round(cols / target))
-    return max(GROUP_COLS, round_up(ceil_div(cols, tiles), GROUP_COLS))
+    return max(multiple, round_up(ceil_div(cols, tiles), multiple))
 
 
 def containers(plane_bits: int, groups: int) -> int:
@@ -42,17 +42,19 @@ def containers(plane_bits: int, groups: int) -> int:
     return ceil_div(PAIRS_PER_GROUP * groups * plane_bits, 16)
 
 
-def raw_tile_bytes(fmt: WeightFormat, tile_cols: int) -> int:
-    """Raw plane of a tile with so many columns, padded to whole groups."""
+def plane_tile_bytes(plane_bits: tuple[int, ...], tile_cols: int) -> int:
+    """Planes of so many bits of a tile with so many columns, padded to whole groups."""
     groups = ceil_div(tile_cols, GROUP_COLS)
-    return 4 * LANES * sum(containers(p.bits, groups) for p in fmt.planes)
+    return 4 * LANES * sum(containers(bits, groups) for bits in plane_bits)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Tiles of a matrix whose segments have these numbers of rows."""
+    """Tiles of a matrix whose segments have these numbers of rows, and the planes in which every
+    pair has the same number of bits: the raw planes of `rans`, the plane of `fixed`.
+    """
 
-    fmt: WeightFormat
+    plane_bits: tuple[int, ...]
     segment_rows: tuple[int, ...]
     cols: int
     tile_cols: int
@@ -79,21 +81,21 @@ class Grid:
         return round_up(min(self.tile_cols, left), GROUP_COLS)
 
     @property
-    def raw_row_bytes(self) -> int:
-        """Raw plane of one row of tiles."""
+    def plane_row_bytes(self) -> int:
+        """Planes of one row of tiles."""
         if self.cols == 0:
             return 0
         full = self.col_tiles - 1
-        last = raw_tile_bytes(self.fmt, self.cols_of(full))
-        return full * raw_tile_bytes(self.fmt, self.tile_cols) + last
+        last = plane_tile_bytes(self.plane_bits, self.cols_of(full))
+        return full * plane_tile_bytes(self.plane_bits, self.tile_cols) + last
 
     @property
-    def raw_bytes(self) -> int:
-        return self.tile_rows * self.raw_row_bytes
+    def plane_bytes(self) -> int:
+        return self.tile_rows * self.plane_row_bytes
 
-    def raw_offset(self, tile_row: int, col_tile: int) -> int:
-        full = raw_tile_bytes(self.fmt, self.tile_cols)
-        return tile_row * self.raw_row_bytes + col_tile * full
+    def plane_offset(self, tile_row: int, col_tile: int) -> int:
+        full = plane_tile_bytes(self.plane_bits, self.tile_cols)
+        return tile_row * self.plane_row_bytes + col_tile * full
 
 
 def record_ints(len_bits: int) -> int:

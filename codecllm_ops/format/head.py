@@ -4,41 +4,31 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from . import scales
-from .errors import CorruptStreamError, UnsupportedFormatError
+from . import scales, segments
+from .errors import UnsupportedFormatError
 from .geometry import MAX_TILE_COLS, STREAM_ALIGN, STREAM_PAD, Grid, record_ints
-from .weight_formats import WeightFormat, by_id
+from .segments import MAX_DIM, Segment, need
+from .weight_formats import FORMATS, WeightFormat, by_id
 
 MAGIC = b"CLLM"
-VERSION = 1
+VERSION = 2  # the newest
+VERSIONS = {"rans": 1, "stored": 1, "fixed": 2}  # the oldest that has the coding
 ESCAPE = 1023
 RANS_L = 1 << 16  # least state of a lane
-MAX_INDEX = 30  # of a residual inside the window
 MIN_SCALE_BITS, MAX_SCALE_BITS = 8, 11
 MAX_LEN_BITS = 16
 PREDICTORS = ("none", "left")
-FLAG_STORED = 1
-MAX_DIM = (1 << 31) - 16
-MAX_SEGMENTS = 4096  # a table of 18 bytes becomes a slot table of 8 KiB
+FLAGS = {"rans": 0, "stored": 1, "fixed": 2}
+MAX_FIXED_TILE_COLS = 4096  # the list has 12 bits for a column of a tile
+LISTED_BYTES = 4
+FIXED_PLANE_BITS = (12,)
 
 _HEADER = struct.Struct("<4sHBBQQIBBBBIIQIIII")
-_SEGMENT = struct.Struct("<QBBHI")
 _CRC_OFFSET = _HEADER.size - 4
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A range of rows that shares a window and a table."""
-
-    rows: int
-    window_base: int
-    pairs: np.ndarray  # int64 [P], ascending pair symbol ids, escape not included
-    freqs: np.ndarray  # int64 [P], >= 1
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,14 +50,19 @@ class Head:
     crc_stream: int = 0
     crc_raw: int = 0
     crc_index: int = 0
-    version: int = field(default=VERSION)
+
+    @property
+    def version(self) -> int:
+        """Of the format: the oldest that has the coding."""
+        return VERSIONS[self.coding]
 
     @property
     def grid(self) -> Grid:
         """Tiles; empty for stored matrices."""
         if self.stored:
-            return Grid(self.fmt, (), 0, 16)
-        return Grid(self.fmt, tuple(s.rows for s in self.segments), self.cols, self.tile_cols)
+            return Grid((), (), 0, 16)
+        bits = FIXED_PLANE_BITS if self.coding == "fixed" else self.fmt.plane_bits
+        return Grid(bits, tuple(s.rows for s in self.segments), self.cols, self.tile_cols)
 
     @property
     def stored(self) -> bool:
@@ -75,7 +70,9 @@ class Head:
 
     @property
     def raw_bytes(self) -> int:
-        return self.grid.raw_bytes
+        if self.coding == "fixed":
+            return LISTED_BYTES * sum(s.listed for s in self.segments)
+        return self.grid.plane_bytes
 
     @property
     def index_ints(self) -> int:
@@ -85,7 +82,10 @@ class Head:
     @property
     def index_shape(self) -> tuple[int, int]:
         """Tiles, and int32 values of a record."""
-        return (0, 0) if self.stored else (self.grid.tiles, record_ints(self.len_bits))
+        if self.stored:
+            return 0, 0
+        values = 1 if self.coding == "fixed" else record_ints(self.len_bits)
+        return self.grid.tiles, values
 
     def with_crcs(self, stream, raw, index) -> Head:
         """The same head for these three buffers (anything zlib.crc32 takes)."""
@@ -98,19 +98,14 @@ class Head:
         )
 
     def pack(self) -> bytes:
-        tables = [_pack_table(s) for s in self.segments]
-        body = b"".join(
-            _SEGMENT.pack(s.rows, s.window_base, s.seed, len(s.pairs), len(t))
-            for s, t in zip(self.segments, tables, strict=True)
-        )
-        body += b"".join(tables)
+        body = segments.pack(self.segments)
         body += bytes(-len(body) % 4)
         body += scales.pack(self.scale)
         header = _HEADER.pack(
             MAGIC,
             self.version,
             self.fmt.id,
-            FLAG_STORED if self.stored else 0,
+            FLAGS[self.coding],
             self.rows,
             self.cols,
             self.tile_cols,
@@ -140,126 +135,78 @@ class Head:
         return _parse(bytes(data))
 
 
-def _pack_table(segment: Segment) -> bytes:
-    out = bytearray()
-    previous = -1
-    for pair, freq in zip(segment.pairs.tolist(), segment.freqs.tolist(), strict=True):
-        for value in (pair - previous - 1, freq - 1):
-            while value >= 0x80:
-                out.append(value & 0x7F | 0x80)
-                value >>= 7
-            out.append(value)
-        previous = pair
-    return bytes(out)
-
-
-def _need(condition: bool, message: str) -> None:
-    if not condition:
-        raise CorruptStreamError(message)
-
-
 def _parse(data: bytes) -> Head:
-    _need(len(data) >= _HEADER.size, f"head: {len(data)} bytes, the header alone has 64")
+    need(len(data) >= _HEADER.size, f"head: {len(data)} bytes, the header alone has 64")
     (magic, version, format_id, flags, rows, cols, tile_cols, scale_bits, len_bits, predictor,
      scale_kind, n_segments, head_bytes, stream_bytes, crc_stream, crc_raw, crc_index,
      crc_head) = _HEADER.unpack_from(data)  # fmt: skip
-    _need(magic == MAGIC, f"head: magic {magic!r} is not {MAGIC!r}")
+    need(magic == MAGIC, f"head: magic {magic!r} is not {MAGIC!r}")
     if version > VERSION:
         raise UnsupportedFormatError(
             f"head: version {version} is newer than {VERSION}, the newest this build reads; "
             "upgrade codecllm"
         )
-    _need(version == VERSION, f"head: version {version} does not exist")
-    _need(head_bytes == len(data), f"head: head_bytes {head_bytes}, but {len(data)} are there")
+    need(version in VERSIONS.values(), f"head: version {version} does not exist")
+    need(head_bytes == len(data), f"head: head_bytes {head_bytes}, but {len(data)} are there")
     crc = zlib.crc32(data[_HEADER.size :], zlib.crc32(data[:_CRC_OFFSET] + bytes(4)))
-    _need(crc == crc_head, f"head: CRC-32 {crc:#010x}, the file says {crc_head:#010x}")
+    need(crc == crc_head, f"head: CRC-32 {crc:#010x}, the file says {crc_head:#010x}")
     fmt = by_id(format_id)
-    _need(flags & ~FLAG_STORED == 0, f"head: unknown flags {flags:#x}")
-    _need(rows <= MAX_DIM, f"head: rows {rows} above {MAX_DIM}")
-    _need(cols <= MAX_DIM, f"head: cols {cols} above {MAX_DIM}")
-    if flags & FLAG_STORED:
+    known = [c for c, flag in FLAGS.items() if flag == flags and VERSIONS[c] == version]
+    need(bool(known), f"head: unknown flags {flags:#x} in version {version}")
+    coding = known[0]
+    need(rows <= MAX_DIM, f"head: rows {rows} above {MAX_DIM}")
+    need(cols <= MAX_DIM, f"head: cols {cols} above {MAX_DIM}")
+    parts: tuple[Segment, ...] = ()
+    end = _HEADER.size
+    if coding == "stored":
         zero = (tile_cols, scale_bits, len_bits, predictor, n_segments)
-        _need(not any(zero), "head: a stored matrix with coding parameters")
+        need(not any(zero), "head: a stored matrix with coding parameters")
         words = rows * cols * fmt.word_bytes
-        _need(stream_bytes == words, f"head: stream_bytes {stream_bytes}, {words} words stored")
-        coding, segments, end = "stored", (), _HEADER.size
+        need(stream_bytes == words, f"head: stream_bytes {stream_bytes}, {words} words stored")
+    elif coding == "fixed":
+        need(
+            fmt is FORMATS["bf16"], f"head: a fixed matrix of {fmt.name}; there are bf16 ones only"
+        )
+        need(
+            not any((scale_bits, len_bits, predictor)), "head: a fixed matrix with rANS parameters"
+        )
+        _check_tile_cols(tile_cols, MAX_FIXED_TILE_COLS)
+        parts, end = segments.parse_fixed(data, end, n_segments)
     else:
         _check_coding(tile_cols, scale_bits, len_bits, predictor)
-        _need(
+        need(
             stream_bytes >= STREAM_PAD and stream_bytes % STREAM_ALIGN == 0,
             f"head: stream_bytes {stream_bytes} is not a positive multiple of {STREAM_ALIGN}",
         )
-        coding = "rans"
-        segments, end = _parse_segments(data, fmt, n_segments, scale_bits)
-        total = sum(s.rows for s in segments)
-        _need(total == rows, f"head: segments have {total} rows, the matrix {rows}")
+        parts, end = segments.parse_rans(data, end, n_segments, fmt, scale_bits)
+    if coding != "stored":
+        total = sum(s.rows for s in parts)
+        need(total == rows, f"head: segments have {total} rows, the matrix {rows}")
     end += -end % 4
-    _need(len(data) >= end, f"head: {len(data)} bytes, but tables end at {end}")
+    need(len(data) >= end, f"head: {len(data)} bytes, but tables end at {end}")
     scale = scales.parse(data[end:], scale_kind, fmt, rows)
-    return Head(
-        fmt, rows, cols, tile_cols, scale_bits, len_bits, segments, predictor, coding, scale,
+    head = Head(
+        fmt, rows, cols, tile_cols, scale_bits, len_bits, parts, predictor, coding, scale,
         scale_kind, stream_bytes, crc_stream, crc_raw, crc_index,
     )  # fmt: skip
+    if coding == "fixed":
+        plane = head.grid.plane_bytes
+        need(stream_bytes == plane, f"head: stream_bytes {stream_bytes}, a plane of {plane}")
+    return head
+
+
+def _check_tile_cols(tile_cols: int, most: int) -> None:
+    need(
+        tile_cols % 16 == 0 and 16 <= tile_cols <= most,
+        f"head: tile_cols {tile_cols} is not a multiple of 16 from 16 to {most}",
+    )
 
 
 def _check_coding(tile_cols: int, scale_bits: int, len_bits: int, predictor: int) -> None:
-    _need(
-        tile_cols % 16 == 0 and 16 <= tile_cols <= MAX_TILE_COLS,
-        f"head: tile_cols {tile_cols} is not a multiple of 16 from 16 to {MAX_TILE_COLS}",
-    )
-    _need(
+    _check_tile_cols(tile_cols, MAX_TILE_COLS)
+    need(
         MIN_SCALE_BITS <= scale_bits <= MAX_SCALE_BITS,
         f"head: scale_bits {scale_bits} outside {MIN_SCALE_BITS}..{MAX_SCALE_BITS}",
     )
-    _need(1 <= len_bits <= MAX_LEN_BITS, f"head: len_bits {len_bits} outside 1..{MAX_LEN_BITS}")
-    _need(predictor < len(PREDICTORS), f"head: predictor {predictor} does not exist")
-
-
-def _parse_segments(data: bytes, fmt: WeightFormat, count: int, scale_bits: int):
-    tables_at = _HEADER.size + _SEGMENT.size * count
-    _need(count <= MAX_SEGMENTS, f"head: {count} segments, at most {MAX_SEGMENTS}")
-    _need(tables_at <= len(data), f"head: {count} segments do not fit into {len(data)} bytes")
-    segments = []
-    end = tables_at
-    for n in range(count):
-        rows, base, seed, n_pairs, n_bytes = _SEGMENT.unpack_from(
-            data, _HEADER.size + _SEGMENT.size * n
-        )
-        where = f"head: segment {n}"
-        _need(rows <= MAX_DIM, f"{where}: rows {rows} above {MAX_DIM}")
-        _need(end + n_bytes <= len(data), f"{where}: table of {n_bytes} bytes ends beyond the head")
-        _need(base < 1 << fmt.coded_bits, f"{where}: window_base {base} above the coded field")
-        _need(seed < 1 << fmt.coded_bits, f"{where}: seed {seed} above the coded field")
-        _need(n_pairs > 0, f"{where}: a table without pairs")
-        pairs, freqs = _parse_table(data[end : end + n_bytes], n_pairs, where)
-        _need(
-            freqs.sum() < 1 << scale_bits,
-            f"{where}: frequencies add up to {freqs.sum()}, nothing is left for the escape",
-        )
-        highest = base + int(np.maximum(pairs // 32, pairs % 32).max(initial=0))
-        _need(
-            highest < 1 << fmt.coded_bits,
-            f"{where}: window_base {base} and its pairs exceed {fmt.coded_bits} coded bits",
-        )
-        segments.append(Segment(rows, base, pairs, freqs, seed))
-        end += n_bytes
-    return tuple(segments), end
-
-
-def _parse_table(table: bytes, n_pairs: int, where: str) -> tuple[np.ndarray, np.ndarray]:
-    values, value, shift = [], 0, 0
-    for byte in table:
-        value |= (byte & 0x7F) << shift
-        shift += 7
-        if byte < 0x80:
-            values.append(value)
-            value = shift = 0
-        else:
-            _need(shift <= 14, f"{where}: a table entry of more than 21 bits")
-    _need(shift == 0, f"{where}: the table ends inside an entry")
-    _need(len(values) == 2 * n_pairs, f"{where}: {len(values)} table values for {n_pairs} pairs")
-    gaps, freqs = np.array(values, np.int64).reshape(-1, 2).T
-    pairs = np.cumsum(gaps + 1) - 1
-    bad = (pairs // 32 > MAX_INDEX) | (pairs % 32 > MAX_INDEX)
-    _need(not bad.any(), f"{where}: pair symbol {pairs[bad][:1]} is outside the window")
-    return pairs, freqs + 1
+    need(1 <= len_bits <= MAX_LEN_BITS, f"head: len_bits {len_bits} outside 1..{MAX_LEN_BITS}")
+    need(predictor < len(PREDICTORS), f"head: predictor {predictor} does not exist")

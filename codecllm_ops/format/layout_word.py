@@ -27,7 +27,7 @@ FIELDS = (  # name, first bit, bits
 )
 _KNOWN_BITS = sum((1 << bits) - 1 << first for _, first, bits in FIELDS)
 
-CODINGS = ("rans", "stored")  # by number; 2 is kept for a coding of fixed length
+CODINGS = ("rans", "stored", "fixed")  # by number
 
 
 class Layout(NamedTuple):

@@ -70,6 +70,11 @@ class WeightFormat:
             planes.append(Plane(0xFFFF, 16, low_half=True))
         return tuple(planes)
 
+    @cached_property
+    def plane_bits(self) -> tuple[int, ...]:
+        """Bits that each raw plane has of a half."""
+        return tuple(p.bits for p in self.planes)
+
 
 def _split(raw: int):
     """Greedy split of the raw bits into planes whose rotations tile a half (section 5)."""

@@ -18,6 +18,7 @@ def encode(
     scale_bits: int = 11,
     predictor: str = "none",
     allow_stored: bool = True,
+    coding: str = "rans",
 ) -> CodedMatrix:
     """Encodes a matrix without loss.
 
@@ -31,30 +32,22 @@ def encode(
         scale_bits: 8 to 11; slot tables have 2^scale_bits entries.
         predictor: "none", "left", or "auto": whichever is smaller.
         allow_stored: keep the words uncoded if coding does not shrink them.
+        coding: "rans", the smallest, or "fixed", 12 bits and fast: bfloat16 only; of the options
+            above it knows tile_cols (a multiple of 64 near 512, at most 4096) and allow_stored.
 
     Returns:
         The coded matrix, on the weight's device.
 
     Raises:
-        UnsupportedFormatError: no weight format has this dtype, or `format` has another one.
+        UnsupportedFormatError: no weight format has this dtype, or `format` has another one, or
+            the coding does not exist for it.
         ValueError: not a matrix, a parameter out of range, a scale that is not finite, or a tensor
             on the meta device.
     """
     if weight.is_meta:
         raise ValueError("encode: a tensor on the meta device has no values to encode")
-    if torch.is_inference_mode_enabled():  # autograd could not save the streams
-        with torch.inference_mode(False):
-            return encode(
-                weight,
-                scale=scale,
-                format=format,
-                tile_cols=tile_cols,
-                scale_bits=scale_bits,
-                predictor=predictor,
-                allow_stored=allow_stored,
-            )
-    coded = CodedMatrix(
-        *torch.ops.codecllm.encode(
+    with torch.inference_mode(False):  # autograd could not save inference tensors
+        tensors = torch.ops.codecllm.encode(
             weight,
             scale,
             format=format,
@@ -62,8 +55,9 @@ def encode(
             scale_bits=scale_bits,
             predictor=predictor,
             allow_stored=allow_stored,
+            coding=coding,
         )
-    )
+    coded = CodedMatrix(*tensors)
     # A fake head has no bytes to build from.
     return coded.prepare() if type(coded.head) is torch.Tensor else coded
 

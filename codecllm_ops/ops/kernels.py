@@ -9,6 +9,7 @@ import torch
 from torch.library import Library, get_ctx, register_fake
 from torch.utils.flop_counter import register_flop_formula
 
+from ..codec.fixed import encode as fixed_encoder
 from ..codec.operand import Operand
 from ..codec.rans import encoder
 from ..format import scales
@@ -104,7 +105,12 @@ def _decode_linear(x, *args):
 
 
 def _encode(weight, scale=None, *, format=None, tile_cols=None, scale_bits=11, predictor="none",
-            allow_stored=True):  # fmt: skip
+            allow_stored=True, coding="rans"):  # fmt: skip
+    if coding == "fixed":
+        encoder.check_options(tile_cols, scale_bits, predictor)
+        return fixed_encoder.encode(weight, scale, format, tile_cols, allow_stored)
+    if coding != "rans":
+        raise ValueError(f'encode: coding {coding!r} is not one of "rans", "fixed"')
     coded = encoder.encode(
         weight,
         scale,
@@ -118,9 +124,22 @@ def _encode(weight, scale=None, *, format=None, tile_cols=None, scale_bits=11, p
     return coded.tensors()
 
 
+def _fixed_of(*args):
+    coded, (bases, tile_cols) = Operand(*args[:8]), args[8:]
+    segments = [coded.rows] if not coded.table.numel() else coded.table[:, 3].tolist()
+    return backend_for(coded.stream.device).to_fixed(coded, segments, bases.tolist(), tile_cols)
+
+
+def _lying_tile(*args):
+    coded = Operand(*args)
+    return backend_for(coded.stream.device).lying_tile(coded)
+
+
 # ---- registration -------------------------------------------------------------------------------
 
 LIBRARY.impl("encode", _encode, "CompositeExplicitAutograd")
+LIBRARY.impl("_fixed_of", _fixed_of, "CompositeExplicitAutograd")
+LIBRARY.impl("_lying_tile", _lying_tile, "CompositeExplicitAutograd")
 LIBRARY.impl("decode", _decode, "CompositeExplicitAutograd")
 LIBRARY.impl("decode.out", _decode_out, "CompositeExplicitAutograd")
 LIBRARY.impl("decode_rows", _decode_rows, "CompositeExplicitAutograd")

@@ -17,7 +17,7 @@ _CODED = (
 PUBLIC = {
     "encode": (
         "(Tensor weight, Tensor? scale=None, *, str? format=None, int? tile_cols=None, "
-        "int scale_bits=11, str predictor='none', bool allow_stored=True) "
+        "int scale_bits=11, str predictor='none', bool allow_stored=True, str coding='rans') "
         "-> (Tensor, Tensor, Tensor, Tensor)"
     ),
     "decode": f"({_CODED}, ScalarType? dtype=None) -> Tensor",
@@ -44,6 +44,12 @@ INTERNAL = {
         "int predictor, int pad_value, int window_base, int scale_bits) "
         "-> (Tensor, Tensor, Tensor)"
     ),
+    # A matrix of bf16 in any coding as coding fixed: plane, list, ends. `bases`: int32 [segments],
+    # on the CPU. _fixed_of and _lying_tile are what the codec calls, the other two are kernels.
+    "_fixed_of": f"({_CODED}, Tensor bases, int tile_cols) -> (Tensor, Tensor, Tensor)",
+    "_to_fixed": f"({_PLAIN}, Tensor bases, int tile_cols) -> (Tensor, Tensor, Tensor)",
+    "_lying_tile": f"({_CODED}) -> int",  # the first, or -1
+    "_check_fixed": f"({_PLAIN}) -> int",  # the same + 1
     "_isa": "() -> str",
     "_select_isa": "(str name) -> bool",
     "_available_isas": "() -> str",

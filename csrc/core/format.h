@@ -27,7 +27,7 @@ constexpr int kStreamPadWords = 8;
 constexpr int kMinScaleBits = 8, kMaxScaleBits = 11;
 constexpr int kEscapeIndex = 31;
 constexpr int kEscape = 32 * kEscapeIndex + kEscapeIndex;  // its id among the pair symbols
-constexpr int kTableHeader = 8;  // int32 before the slots of a runtime table
+constexpr int kTableHeader = 8;  // int32 of a segment, before what else the coding keeps
 constexpr int kMaxPlanes = 4;
 
 struct Plane {
@@ -166,6 +166,21 @@ CLLM_HD constexpr int64_t raw_tile_bytes(const WeightFormat& f, int groups) {
   return 4 * kLanes * n;
 }
 
+// Coding fixed: four pairs of 12 bits a weight in three containers; weights that have no place
+// there are entries of a list, row << 28 | col << 16 | word, row and column in the tile.
+constexpr int kFixedContainers = 3;
+constexpr int kFixedCodes = 15;  // exponents window_base + 1 and up
+constexpr int kMaxFixedBase = 254 - kFixedCodes;
+constexpr int kMaxFixedTileCols = 4096;
+constexpr int kListedBytes = 4;
+constexpr uint32_t kFixedPlace = 0x87ff87ff;  // sign, code (bits 7..10), mantissa of both halves
+// Bits of pair 3 that each container has, shifted to the left by 4, 8, and rotated by 12.
+constexpr uint32_t kFixedSpread[] = {0x07800780, 0x00780078, 0x80078007};
+
+CLLM_HD constexpr int64_t fixed_tile_bytes(int groups) {
+  return 4 * kLanes * kFixedContainers * int64_t(groups);
+}
+
 // 32-bit word of container i of a lane inside a plane: quads, so that a lane reads 16 bytes.
 CLLM_HD constexpr int container_at(int i, int lane, int count) {
   int quad = i / 4, left = count - 4 * quad;
@@ -206,6 +221,10 @@ struct ColumnTiles {
     if (cols == 0) return 0;
     const int64_t last = count() - 1;
     return last * raw_tile_bytes(f, tile_cols / kGroupCols) + raw_tile_bytes(f, groups(last));
+  }
+  // The same of the plane of coding fixed.
+  CLLM_HD constexpr int64_t fixed_row_bytes() const {
+    return fixed_tile_bytes(int(ceil_div(cols, kGroupCols)));
   }
 };
 

@@ -17,8 +17,8 @@ constexpr LayoutField kLayoutFields[] = {
     {"predictor", 14, 1}, {"scale_kind", 15, 2}, {"tile_cols", 32, 16},
 };
 
-enum class Coding { rans, stored };
-constexpr int kCodings = 2;
+enum class Coding { rans, stored, fixed };
+constexpr int kCodings = 3;
 
 enum ScaleKind { kNoScale, kTensorScale, kRowScale };
 constexpr int kScaleKinds = 3;

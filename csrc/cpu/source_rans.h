@@ -257,7 +257,8 @@ class RansSource {
   using Prefetch = RansPrefetch;
 
   RansSource(const CodedView& view, uint8_t* scratch) : view_(view) {
-    for (int t = 0; t < kTilesAtOnce; ++t) raw_[t] = (uint32_t*)(scratch + t * view.raw_tile_bytes);
+    for (int t = 0; t < kTilesAtOnce; ++t)
+      raw_[t] = (uint32_t*)(scratch + t * view.plane_tile_bytes);
   }
 
   bool locate(int64_t tile_row, int64_t col_tile, Tile& tile) {

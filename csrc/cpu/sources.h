@@ -5,12 +5,13 @@
 namespace codecllm {
 namespace {
 
-static_assert(kCodings == 2, "a coding without a source: rans has one, stored needs none");
+static_assert(kCodings == 3, "a coding without a source");
 
 // Calls use(source) -> Status with the source of the matrix's coding and format.
 template <class Use>
 inline Status with_source(const CodedView& view, uint8_t* scratch, Use&& use) {
   Status status;
+  if (view.coding != Coding::rans) return {Corruption::stream, 0};
   with_format(view.format, [&](auto f) {
     RansSource<decltype(f)> source(view, scratch);
     static_assert(Source<decltype(source)>);

@@ -20,7 +20,7 @@ struct RansTile : TilePlace {
 };
 
 // The raw planes of two tiles, unpacked.
-inline int64_t rans_scratch_bytes(const CodedView& m) { return kTilesAtOnce * m.raw_tile_bytes; }
+inline int64_t rans_scratch_bytes(const CodedView& m) { return kTilesAtOnce * m.plane_tile_bytes; }
 
 // The segment of a row of tiles; the search begins at `near`.
 CLLM_INLINE int64_t segment_of(const CodedView& m, int64_t tile_row, int64_t near) {
@@ -46,7 +46,7 @@ inline bool locate_rans(const CodedView& m, int64_t tile_row, int64_t col_tile, 
   tile.window_base = header[kWindowBase];
   tile.seed = header[kSeed];
   tile.slots = header + kTableHeader;
-  tile.raw = m.raw + tile_row * m.raw_row_bytes + col_tile * m.raw_tile_bytes;
+  tile.raw = m.raw + tile_row * m.plane_row_bytes + col_tile * m.plane_tile_bytes;
 
   // The lanes' lengths: the shortest, and len_bits for each of what it has more.
   const uint32_t* record = m.index + tile.number * (2 + m.len_bits);

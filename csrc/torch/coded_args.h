@@ -81,6 +81,32 @@ inline int64_t tile_rows_of_index(const CodedView& v, int64_t records, const cha
   return tile_rows;
 }
 
+inline void check_rans_args(CodedView& v, const Layout& layout, const Tensor& index,
+                            const char* op) {
+  v.scale_bits = layout.scale_bits;
+  v.len_bits = int(std::min<int64_t>(index.size(1), 1 << 20)) - 2;
+  v.predictor = layout.predictor;
+  CLLM_CHECK(v.scale_bits >= kMinScaleBits && v.scale_bits <= kMaxScaleBits, "codecllm::", op,
+             ": corrupt layout: scale_bits ", v.scale_bits);
+  CLLM_CHECK(v.len_bits >= 1 && v.len_bits <= 16, "codecllm::", op, ": corrupt index: records of ",
+             index.size(1), " values");
+  CLLM_CHECK(v.table_stride == kTableHeader + (int64_t(1) << v.scale_bits), "codecllm::", op,
+             ": corrupt table: ", v.table_stride, " entries for scale_bits ", v.scale_bits);
+}
+
+inline void check_fixed_args(const CodedView& v, const Layout& layout, const Tensor& index,
+                             const char* op) {
+  CLLM_CHECK(layout.format == Bf16::fmt.id && layout.scale_bits == 0 && layout.predictor == 0 &&
+                 layout.scale_kind == kNoScale,
+             "codecllm::", op, ": corrupt layout: coding fixed is for bf16 alone");
+  CLLM_CHECK(index.size(1) == 1, "codecllm::", op, ": corrupt index: records of ", index.size(1),
+             " values");
+  CLLM_CHECK(v.table_stride == kTableHeader, "codecllm::", op, ": corrupt table: ", v.table_stride,
+             " entries of a segment");
+  CLLM_CHECK(v.raw_bytes % kListedBytes == 0, "codecllm::", op, ": corrupt list: ", v.raw_bytes,
+             " bytes");
+}
+
 // Checks everything but the contents of `index` and the streams.
 inline CodedView coded_view(const Operand& coded, const char* op) {
   const Tensor &stream = coded.stream, &raw = coded.raw, &index = coded.index, &table = coded.table;
@@ -102,37 +128,38 @@ inline CodedView coded_view(const Operand& coded, const char* op) {
   v.cols = cols;
   v.format = layout.format;
   v.coding = layout.coding;
-  int bytes = word_bytes(layout.format, op);
+  const int bytes = word_bytes(layout.format, op);
   if (layout.stored()) {
     CLLM_CHECK(v.stream_bytes == rows * cols * bytes, "codecllm::", op,
                ": corrupt stream: a stored matrix of ", v.stream_bytes, " bytes");
     return v;
   }
   v.raw = raw.const_data_ptr<uint8_t>();
+  v.raw_bytes = raw.numel();
   v.index = (const uint32_t*)index.const_data_ptr<int32_t>();
   v.table = (const uint32_t*)table.const_data_ptr<int32_t>();
   v.segments = table.size(0);
-  v.scale_bits = layout.scale_bits;
-  v.len_bits = int(std::min<int64_t>(index.size(1), 1 << 20)) - 2;
-  v.predictor = layout.predictor;
+  v.table_stride = table.size(1);
   v.tile_cols = layout.tile_cols;
-  CLLM_CHECK(v.scale_bits >= kMinScaleBits && v.scale_bits <= kMaxScaleBits, "codecllm::", op,
-             ": corrupt layout: scale_bits ", v.scale_bits);
-  CLLM_CHECK(v.len_bits >= 1 && v.len_bits <= 16, "codecllm::", op, ": corrupt index: records of ",
-             index.size(1), " values");
-  CLLM_CHECK(v.tile_cols >= 16 && v.tile_cols % 16 == 0 && v.tile_cols <= kMaxTileCols,
+  const bool fixed = v.coding == Coding::fixed;
+  CLLM_CHECK(v.tile_cols >= 16 && v.tile_cols % 16 == 0 &&
+                 v.tile_cols <= (fixed ? kMaxFixedTileCols : kMaxTileCols),
              "codecllm::", op, ": corrupt layout: tile_cols ", v.tile_cols);
-  CLLM_CHECK(table.size(1) == kTableHeader + (int64_t(1) << v.scale_bits), "codecllm::", op,
-             ": corrupt table: ", table.size(1), " entries for scale_bits ", v.scale_bits);
+  if (fixed)
+    check_fixed_args(v, layout, index, op);
+  else
+    check_rans_args(v, layout, index, op);
   v.derive();
   v.tile_rows =
       stream.is_cpu() ? tile_rows_of_table(v, op) : tile_rows_of_index(v, index.size(0), op);
-  CLLM_CHECK(raw.numel() == v.tile_rows * v.raw_row_bytes, "codecllm::", op,
-             ": corrupt raw plane: ", raw.numel(), " bytes, not ", v.tile_rows * v.raw_row_bytes);
+  const int64_t plane = v.tile_rows * v.plane_row_bytes,
+                have = fixed ? v.stream_bytes : v.raw_bytes;
+  CLLM_CHECK(have == plane, "codecllm::", op, ": corrupt ", fixed ? "coded" : "raw",
+             " plane: ", have, " bytes, not ", plane);
   CLLM_CHECK(index.size(0) == v.tile_rows * v.col_tiles, "codecllm::", op,
              ": corrupt index: ", index.size(0), " records, not ", v.tile_rows * v.col_tiles);
   // Kernels fetch a few words beyond the last tile.
-  CLLM_CHECK(!v.tile_rows || !v.col_tiles || v.stream_bytes >= 2 * kStreamPadWords,
+  CLLM_CHECK(fixed || !v.tile_rows || !v.col_tiles || v.stream_bytes >= 2 * kStreamPadWords,
              "codecllm::", op, ": corrupt coded plane: ", v.stream_bytes, " bytes");
   return v;
 }

@@ -110,6 +110,6 @@ def test_matrices_are_equal_when_their_bytes_are(coded):
 
 def test_repr_says_what_it_is(coded):
     assert repr(coded) == (
-        f"CodedMatrix(bf16 [33, 70], tile_cols=32, {coded.nbytes} bytes, device=cpu)"
+        f"CodedMatrix(bf16 [33, 70], rans, tile_cols=32, {coded.nbytes} bytes, device=cpu)"
     )
     assert "device=meta" in repr(coded.to("meta"))

@@ -19,7 +19,8 @@ from codecllm_ops.codec.rans.tables import (
     slot_table,
 )
 from codecllm_ops.format import FORMATS, Head, Segment
-from codecllm_ops.format.head import ESCAPE, MAX_INDEX
+from codecllm_ops.format.head import ESCAPE
+from codecllm_ops.format.segments import MAX_INDEX
 
 counts = st.lists(st.floats(0.5, 1e9), min_size=1, max_size=256)
 

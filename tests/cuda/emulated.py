@@ -13,8 +13,10 @@ from pathlib import Path
 
 import torch
 
+from codecllm_ops.codec import codings
 from codecllm_ops.codec.coded import CodedMatrix
-from codecllm_ops.codec.rans.tables import runtime_table
+from codecllm_ops.format.geometry import plane_tile_bytes
+from codecllm_ops.format.layout_word import CODINGS
 
 ROOT = Path(__file__).parents[2]
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -29,12 +31,16 @@ class View(c.Structure):
         ("stream", c.c_void_p),
         ("stream_bytes", c.c_int64),
         ("raw", c.c_void_p),
+        ("raw_bytes", c.c_int64),
         ("index", c.c_void_p),
         ("table", c.c_void_p),
-        *((n, c.c_int64) for n in ("segments", "rows", "cols")),
-        *((n, c.c_int32) for n in ("format", "scale_bits", "len_bits", "predictor", "tile_cols")),
-        *((n, c.c_int64) for n in ("tile_rows", "col_tiles", "raw_row_bytes", "raw_tile_bytes")),
-        ("coding", c.c_int32),
+        *((n, c.c_int64) for n in ("segments", "table_stride", "rows", "cols")),
+        *((n, c.c_int32) for n in ("format", "tile_cols", "coding")),
+        *((n, c.c_int32) for n in ("scale_bits", "len_bits", "predictor")),
+        *(
+            (n, c.c_int64)
+            for n in ("tile_rows", "col_tiles", "plane_row_bytes", "plane_tile_bytes")
+        ),
     ]
 
 
@@ -123,20 +129,15 @@ def view_of(coded: CodedMatrix, table: torch.Tensor | None = None) -> tuple[View
     head = coded.info
     fmt = head.fmt
     if table is None:
-        table = torch.from_numpy(runtime_table(head))
-    tile_rows = sum(-(-s.rows // 16) for s in head.segments)
-    col_tiles = -(-head.cols // head.tile_cols)
-
-    def tile_bytes(groups: int) -> int:
-        return 128 * sum(-(-4 * groups * p.bits // 16) for p in fmt.planes)
-
-    last = -(-(head.cols - (col_tiles - 1) * head.tile_cols) // 16)
-    full = tile_bytes(head.tile_cols // 16)
+        table = torch.from_numpy(codings.room(head.coding).runtime_table(head))
+    grid = head.grid
+    full = plane_tile_bytes(grid.plane_bits, head.tile_cols)
     view = View(
-        coded.stream.data_ptr(), coded.stream.numel(), coded.raw.data_ptr(),
-        coded.index.data_ptr(), table.data_ptr(), len(head.segments), head.rows, head.cols,
-        fmt.id, head.scale_bits, head.len_bits, head.predictor, head.tile_cols,
-        tile_rows, col_tiles, (col_tiles - 1) * full + tile_bytes(last), full,
+        coded.stream.data_ptr(), coded.stream.numel(), coded.raw.data_ptr(), coded.raw.numel(),
+        coded.index.data_ptr(), table.data_ptr(), len(head.segments), table.shape[1],
+        head.rows, head.cols, fmt.id, head.tile_cols, CODINGS.index(head.coding),
+        head.scale_bits, head.len_bits, head.predictor,
+        grid.tile_rows, grid.col_tiles, grid.plane_row_bytes, full,
     )  # fmt: skip
     return view, table
 

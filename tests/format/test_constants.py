@@ -20,8 +20,9 @@ from codecllm_ops.format import (
     head,
     layout_word,
     scales,
+    segments,
 )
-from codecllm_ops.format.geometry import containers, raw_tile_bytes
+from codecllm_ops.format.geometry import containers, plane_tile_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 CXX = shutil.which("g++") or shutil.which("clang++")
@@ -53,7 +54,7 @@ def test_sizes_are_equal(cpp):
         "min_scale_bits": head.MIN_SCALE_BITS,
         "max_scale_bits": head.MAX_SCALE_BITS,
         "escape": head.ESCAPE,
-        "max_index": head.MAX_INDEX,
+        "max_index": segments.MAX_INDEX,
         "table_header": tables.TABLE_HEADER,
         "rans_l": reference.RANS_L,
     }
@@ -109,7 +110,7 @@ def test_containers_are_at_the_same_place(cpp):
 
 def test_raw_planes_of_a_tile_have_the_same_size(cpp):
     for fmt in FORMATS.values():
-        expected = [raw_tile_bytes(fmt, GROUP_COLS * groups) for groups in GROUPS]
+        expected = [plane_tile_bytes(fmt.plane_bits, GROUP_COLS * groups) for groups in GROUPS]
         assert cpp["raw_tile_bytes"][str(fmt.id)] == expected
         assert all(size % 128 == 0 for size in expected)
     for bits in (1, 2, 4, 8, 16):
@@ -117,7 +118,7 @@ def test_raw_planes_of_a_tile_have_the_same_size(cpp):
 
 
 def test_slot_table_entry_has_the_same_fields(cpp):
-    segment = head.Segment(16, 0, pairs=np.array([33 * 9]), freqs=np.array([100]))
+    segment = segments.Segment(16, 0, pairs=np.array([33 * 9]), freqs=np.array([100]))
     entry = int(tables.slot_table(segment, 8)[7])  # slot 7 of the pair (9, 9)
     fields = cpp["entry_fields"]
     assert entry & fields["bias_mask"] == 7

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +16,7 @@ from cases import ALL_FORMATS, weights
 from codecllm_ops.format import FORMATS, CorruptStreamError, Head, Segment, UnsupportedFormatError
 from codecllm_ops.format.head import MAX_DIM, VERSION
 from codecllm_ops.format.scales import NO_SCALE, ROW_SCALE, TENSOR_SCALE
+from head_cases import MAXIMUM, changed, sealed
 
 # ---- round trip ---------------------------------------------------------------------------------
 
@@ -85,43 +85,6 @@ def test_stored_head_round_trips():
 
 # ---- refusals -----------------------------------------------------------------------------------
 
-# Offset and struct code of every header field (docs/format.md, section 8).
-FIELDS = {
-    "version": (4, "H"),
-    "format": (6, "B"),
-    "flags": (7, "B"),
-    "rows": (8, "Q"),
-    "cols": (16, "Q"),
-    "tile_cols": (24, "I"),
-    "scale_bits": (28, "B"),
-    "len_bits": (29, "B"),
-    "predictor": (30, "B"),
-    "scale_kind": (31, "B"),
-    "segments": (32, "I"),
-    "head_bytes": (36, "I"),
-    "stream_bytes": (40, "Q"),
-    "segment_rows": (64, "Q"),
-    "window_base": (72, "B"),
-    "seed": (73, "B"),
-    "pairs": (74, "H"),
-    "table_bytes": (76, "I"),
-}
-MAXIMUM = {"B": 2**8 - 1, "H": 2**16 - 1, "I": 2**32 - 1, "Q": 2**64 - 1}
-
-
-def sealed(data: bytes) -> bytes:
-    """With the checksum that belongs to these bytes, so that the fields themselves are judged."""
-    crc = zlib.crc32(data[:60] + bytes(4) + data[64:])
-    return data[:60] + struct.pack("<I", crc) + data[64:]
-
-
-def changed(data: bytes, **fields: int) -> bytes:
-    out = bytearray(data)
-    for name, value in fields.items():
-        offset, code = FIELDS[name]
-        struct.pack_into("<" + code, out, offset, value)
-    return sealed(bytes(out))
-
 
 @pytest.fixture(scope="module")
 def coded():
@@ -142,7 +105,8 @@ def head_bytes(coded):
         ("format", 7, "format id 7"),
         ("format", 0, "format id 0"),
         ("format", 255, "format id 255"),
-        ("flags", 2, "flags 0x2"),
+        ("flags", 2, "flags 0x2 in version 1"),
+        ("version", 2, "flags 0x0 in version 2"),
         ("flags", 255, "flags 0xff"),
         ("flags", 1, "stored"),
         ("rows", 0, "33 rows, the matrix 0"),

@@ -124,9 +124,10 @@ struct Coded {
 // What csrc/torch/coded_args.h derives.
 void derive(Coded& c) {
   CodedView& v = c.view;
+  v.table_stride = kTableHeader + (int64_t(1) << v.scale_bits);
   v.tile_rows = 0;
   for (int64_t s = 0; s < v.segments; ++s) {
-    const uint32_t* h = c.table.data() + s * (kTableHeader + (int64_t(1) << v.scale_bits));
+    const uint32_t* h = c.table.data() + s * v.table_stride;
     v.tile_rows += ceil_div(h[kRows], kTileRows);
   }
   v.derive();

@@ -101,6 +101,7 @@ struct Loaded {
     view.stream = stream.data();
     view.stream_bytes = int64_t(stream.size());
     view.raw = raw.data();
+    view.raw_bytes = int64_t(raw.size());
     view.index = index.as<uint32_t>();
     view.table = table.as<uint32_t>();
   }

@@ -1,4 +1,4 @@
-"""Writes the golden files of the present format version. Files that exist are never overwritten.
+"""Writes the golden files of all format versions. Files that exist are never overwritten.
 
     python tests/golden/make.py
 
@@ -24,7 +24,7 @@ import codecllm_ops as ops  # noqa: E402
 from cases import ALL_FORMATS, CONTENTS, to_tensor  # noqa: E402
 from codecllm_ops import CodedMatrix  # noqa: E402
 from codecllm_ops.format import FORMATS  # noqa: E402
-from codecllm_ops.format.head import VERSION  # noqa: E402
+from codecllm_ops.format.head import VERSIONS  # noqa: E402
 
 
 def encode(words: torch.Tensor, scale: torch.Tensor | None, how: dict) -> CodedMatrix:
@@ -63,6 +63,13 @@ def cases() -> dict[str, tuple[torch.Tensor, torch.Tensor | None, dict]]:
     ]
     segments = {"segment_rows": [17, 1, 33], "options": coded | {"scale_bits": 9}}
     out["three_segments"] = to_tensor(np.concatenate(seams), bf16), None, segments
+    fixed = coded | {"coding": "fixed"}
+    out["fixed"] = out["bf16"][0], None, {"segment_rows": [51], "options": fixed}
+    out["fixed_three_segments"] = (
+        out["three_segments"][0],
+        None,
+        {"segment_rows": [17, 1, 33], "options": fixed | {"tile_cols": 64}},
+    )
     return out
 
 
@@ -70,7 +77,8 @@ def write(folder: Path) -> list[Path]:
     """Writes what is missing; returns what it wrote."""
     written = []
     for name, (words, scale, how) in cases().items():
-        path = folder / f"v{VERSION}_{name}.safetensors"
+        version = VERSIONS[how["options"].get("coding", "rans")]
+        path = folder / f"v{version}_{name}.safetensors"
         if path.exists():
             continue
         matrix = encode(words, scale, how).check()

@@ -14,7 +14,6 @@ import torch
 
 from ...format.errors import CorruptStreamError
 from ...format.geometry import STREAM_PAD, TILE_ROWS, ceil_div
-from ...format.head import Head
 from . import parts, tables
 from .index import read_index
 
@@ -48,8 +47,9 @@ def check_contents(coded: CodedMatrix) -> None:
         raise CorruptStreamError("index: a lane has fewer than the two words of its state")
 
 
-def encode(words: torch.Tensor, like: Head, **options: Any) -> tuple[torch.Tensor, ...]:
+def convert(source: CodedMatrix, **options: Any) -> tuple[torch.Tensor, ...]:
     """The bytes that encoding the original gives."""
+    words, like = torch.ops.codecllm.decode(*source.operand), source.info
     scale = None if like.scale is None else torch.from_numpy(like.scale).to(words.device)
     return torch.ops.codecllm.encode(
         words, scale, format=like.fmt.name, allow_stored=False, **options

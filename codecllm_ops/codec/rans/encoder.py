@@ -9,14 +9,8 @@ import torch
 
 from ...format import scales
 from ...format.geometry import MAX_TILE_COLS, default_tile_cols
-from ...format.head import (
-    MAX_INDEX,
-    MAX_SCALE_BITS,
-    MIN_SCALE_BITS,
-    PREDICTORS,
-    Head,
-    Segment,
-)
+from ...format.head import MAX_SCALE_BITS, MIN_SCALE_BITS, PREDICTORS, Head
+from ...format.segments import MAX_INDEX, Segment
 from ...format.weight_formats import WeightFormat, choose
 from ..coded import CodedMatrix
 from ..stored import head_of

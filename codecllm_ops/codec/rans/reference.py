@@ -21,25 +21,15 @@ from ...format.geometry import (
     STREAM_PAD,
     TILE_ROWS,
     containers,
-    raw_tile_bytes,
+    plane_tile_bytes,
     record_ints,
     round_up,
 )
-from ...format.head import ESCAPE, MAX_INDEX, RANS_L, Head, Segment
+from ...format.head import ESCAPE, RANS_L, Head
+from ...format.segments import MAX_INDEX, Segment
 from ...format.weight_formats import WeightFormat
+from ..order import container_at, pair_position, rotate_left
 from .tables import choose_window, padding_value, plan_segment
-
-
-def pair_position(lane: int, j: int) -> tuple[int, int]:
-    """Row in the tile and first column in the group of pair j of a lane (section 3)."""
-    g, t = divmod(lane, 4)
-    return g + 8 * (j & 1), 2 * t + 8 * (j >> 1)
-
-
-def rotate_left(x: int, by: int) -> int:
-    """Of 32 bits."""
-    by %= 32
-    return (x << by | x >> (32 - by)) & 0xFFFFFFFF
 
 
 def encode(
@@ -163,12 +153,6 @@ def pack_raw(tile: np.ndarray, fmt: WeightFormat) -> bytes:
     return bytes(out)
 
 
-def container_at(i: int, lane: int, count: int) -> int:
-    """Where container i of a lane is in its plane of a tile: quads (section 5)."""
-    q = i // 4
-    return 4 * LANES * q + min(4, count - 4 * q) * lane + i % 4
-
-
 def index_len_bits(tile_lengths: list[list[int]]) -> int:
     """Bits that the differences of lane lengths take (section 7)."""
     spread = max((max(lengths) - min(lengths) for lengths in tile_lengths), default=0)
@@ -225,8 +209,10 @@ def decode(head: Head, stream: bytes, raw: bytes, index: np.ndarray) -> np.ndarr
                 if records[number, 1] >> 16 != n:
                     raise CorruptStreamError(f"tile index: tile {number} not of segment {n}")
                 width = grid.cols_of(col_tile)
-                at = grid.raw_offset(tile_row, col_tile)
-                tile = unpack_raw(raw[at : at + raw_tile_bytes(fmt, width)], width, fmt)
+                at = grid.plane_offset(tile_row, col_tile)
+                tile = unpack_raw(
+                    raw[at : at + plane_tile_bytes(fmt.plane_bits, width)], width, fmt
+                )
                 residual = _decode_tile(
                     words, records[number], width, owners, segment, head, number
                 )

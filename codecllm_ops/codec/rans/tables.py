@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...format.geometry import TILE_ROWS, ceil_div
-from ...format.head import ESCAPE, MAX_INDEX, Head, Segment
+from ...format.head import ESCAPE, Head
+from ...format.segments import MAX_INDEX, Segment
 from ...format.weight_formats import WeightFormat
+from ..tiles import TABLE_HEADER, segment_table
 
 WINDOW = MAX_INDEX + 1
 # Shares of one slot's expected count from which on a pair may stay in the table.
@@ -18,7 +19,6 @@ _LITERAL_BITS = 16
 _ESCAPE_PENALTY_BITS = 48
 _TABLE_ENTRY_BITS = 17  # about two bytes per pair in the head
 
-TABLE_HEADER = 8  # int32 before the slots of a runtime table
 # Runtime table header: 0 window_base, 1 seed, 2 first row, 3 rows, 4 first tile row, 5..7 zero.
 
 
@@ -109,14 +109,10 @@ def slot_table(segment: Segment, scale_bits: int) -> np.ndarray:
 
 def runtime_table(head: Head) -> np.ndarray:
     """Slot tables of all segments as kernels want them: int32 [segments, 8 + 2^scale_bits]."""
-    out = np.zeros((len(head.segments), TABLE_HEADER + (1 << head.scale_bits)), np.uint32)
-    row = tile_row = 0
-    for line, s in zip(out, head.segments, strict=True):
-        line[:5] = s.window_base, s.seed, row, s.rows, tile_row
+    out = segment_table(head, 1 << head.scale_bits)
+    for line, s in zip(out.view(np.uint32), head.segments, strict=True):
         line[TABLE_HEADER:] = slot_table(s, head.scale_bits)
-        row += s.rows
-        tile_row += ceil_div(s.rows, TILE_ROWS)
-    return out.view(np.int32)
+    return out
 
 
 def padding_value(counts: np.ndarray, fmt: WeightFormat) -> int:

@@ -42,3 +42,19 @@ class CompiledBackend(Backend):
     def decode_rows_words(self, ids: torch.Tensor, coded: Operand) -> torch.Tensor:
         stream, raw, index, table, _, *rest = coded
         return torch.ops.codecllm._decode_rows_words(ids, stream, raw, index, table, *rest)
+
+    def to_fixed(self, coded: Operand, segment_rows, bases, tile_cols):
+        if not self._has("_to_fixed"):
+            return super().to_fixed(coded, segment_rows, bases, tile_cols)
+        stream, raw, index, table, _, *rest = coded
+        windows = torch.tensor(bases, dtype=torch.int32)
+        return torch.ops.codecllm._to_fixed(stream, raw, index, table, *rest, windows, tile_cols)
+
+    def lying_tile(self, coded: Operand) -> int:
+        if not self._has("_check_fixed"):
+            return super().lying_tile(coded)
+        stream, raw, index, table, _, *rest = coded
+        return torch.ops.codecllm._check_fixed(stream, raw, index, table, *rest) - 1
+
+    def _has(self, op: str) -> bool:
+        return torch._C._dispatch_has_kernel_for_dispatch_key(f"codecllm::{op}", self.dispatch_key)

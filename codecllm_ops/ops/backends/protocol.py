@@ -79,3 +79,31 @@ class Backend:
     ) -> torch.Tensor | None:
         """x [..., cols] to [..., rows]; None leaves a case to decode and GEMM."""
         raise NotImplementedError
+
+    def to_fixed(
+        self, coded: Operand, segment_rows: list[int], bases: list[int], tile_cols: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The matrix, bf16 in any coding, as coding fixed: plane and list (uint8 [*]), and ends
+        (int32 [tiles]). Here in pure torch, from rows that the backend decodes.
+
+        Args:
+            segment_rows, bases: rows and window of each segment.
+
+        Raises:
+            CorruptStreamError, or RuntimeError with the word "corrupt".
+            ValueError: 2^31 weights or more outside the windows.
+        """
+        from .reference.fixed import from_rows
+
+        return from_rows(
+            lambda ids: self.decode_rows_words(ids, coded),
+            segment_rows, coded.cols, bases, tile_cols, coded.stream.device,
+        )  # fmt: skip
+
+    def lying_tile(self, coded: Operand) -> int:
+        """First tile of a fixed matrix whose codes or list say what no encoder says, or -1. Sizes
+        and the index are right. Here in pure torch.
+        """
+        from .reference.fixed import lying_tile
+
+        return lying_tile(coded)

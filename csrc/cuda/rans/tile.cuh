@@ -22,9 +22,10 @@ CLLM_DEVICE RansTile locate_rans(const CodedView& matrix, int64_t tile_row, int6
   const uint32_t* record = matrix.index + number * (2 + matrix.len_bits);
   const uint32_t first = __ldg(record), second = __ldg(record + 1);
   tile.groups = matrix.groups(col_tile);
-  const int64_t raw_at = tile_row * matrix.raw_row_bytes + col_tile * matrix.raw_tile_bytes;
+  const int64_t raw_at = tile_row * matrix.plane_row_bytes + col_tile * matrix.plane_tile_bytes;
   tile.raw = matrix.raw + raw_at;
-  tile.last = matrix.tile_rows * matrix.raw_row_bytes - raw_at < matrix.raw_tile_bytes + kLoadAhead;
+  tile.last =
+      matrix.tile_rows * matrix.plane_row_bytes - raw_at < matrix.plane_tile_bytes + kLoadAhead;
 
   const int me = threadIdx.x & 31, bit = me * matrix.len_bits, word = bit >> 5;
   const uint32_t low = __ldg(record + 2 + word);

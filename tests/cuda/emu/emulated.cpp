@@ -52,7 +52,7 @@ static void may_read(const void* p, int64_t bytes) {
 static void may_read_only(const CodedView& v) {
   emu::readable.clear();
   may_read(v.stream, v.stream_bytes);
-  may_read(v.raw, v.tile_rows * v.raw_row_bytes);
+  may_read(v.raw, v.tile_rows * v.plane_row_bytes);
   may_read(v.index, v.tile_rows * v.col_tiles * (2 + v.len_bits) * 4);
   may_read(v.table, v.segments * (kTableHeader + (int64_t(1) << v.scale_bits)) * 4);
 }

@@ -67,7 +67,7 @@ struct TwelveSource {
   static CLLM_DEVICE Tile locate(const CodedView& matrix, int64_t tile_row, int64_t col_tile, int) {
     Tile tile = {};
     tile.number = tile_row * matrix.col_tiles + col_tile;
-    tile.bytes = matrix.raw + tile_row * matrix.raw_row_bytes + col_tile * matrix.raw_tile_bytes;
+    tile.bytes = matrix.raw + tile_row * matrix.plane_row_bytes + col_tile * matrix.plane_tile_bytes;
     tile.groups = matrix.groups(col_tile);
     tile.segment = int(segment_of(matrix, kFirstTileRow, tile_row));
     place_tile(matrix, tile_row, tile);

@@ -10,10 +10,10 @@ from ....format.layout_word import Layout
 from .. import register
 from ..protocol import Backend
 from ..stored import is_stored, stored_words
-from . import encoder, rans
+from . import encoder, fixed, rans
 
 # By name: modules with decode_words(coded) and decode_rows_words(ids, coded).
-CODINGS = {"rans": rans}
+CODINGS = {"rans": rans, "fixed": fixed}
 
 
 class ReferenceBackend(Backend):

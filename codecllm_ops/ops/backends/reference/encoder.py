@@ -14,7 +14,8 @@ from ....format.geometry import (
     ceil_div,
     round_up,
 )
-from ....format.head import ESCAPE, MAX_INDEX, RANS_L
+from ....format.head import ESCAPE, RANS_L
+from ....format.segments import MAX_INDEX
 from ....format.weight_formats import WeightFormat, by_id
 from .lanes import pack_raw, rows_to_lanes
 

@@ -24,18 +24,42 @@ def rows_to_lanes(rows: torch.Tensor) -> torch.Tensor:
     return rows.permute(0, 3, 4, 1, 2, 5, 6).reshape(t, groups, 4, LANES, 2)
 
 
+def containers_of(data: torch.Tensor) -> torch.Tensor:
+    """32-bit words, int64 [T, n], from bytes [T, 4 * n]."""
+    ints = data.long().view(data.shape[0], data.shape[1] // 4, 4)
+    return ints[..., 0] | ints[..., 1] << 8 | ints[..., 2] << 16 | ints[..., 3] << 24
+
+
+def bytes_of_containers(ints: torch.Tensor) -> torch.Tensor:
+    """The inverse of containers_of."""
+    by = torch.arange(0, 32, 8, device=ints.device)
+    t, n = ints.shape
+    return (ints[..., None] >> by & 0xFF).to(torch.uint8).view(t, 4 * n)
+
+
+def from_quads(ints: torch.Tensor, count: int) -> torch.Tensor:
+    """Containers [T, count, 32] of a plane from its words [T, count * 32] in memory."""
+    t, whole = ints.shape[0], count // 4 * 4
+    quads = ints[:, : whole * LANES].view(t, whole // 4, LANES, 4)
+    tail = ints[:, whole * LANES :].view(t, LANES, count - whole)
+    return torch.cat((quads.transpose(2, 3).reshape(t, whole, LANES), tail.transpose(1, 2)), dim=1)
+
+
+def to_quads(lanes: torch.Tensor) -> torch.Tensor:
+    """The inverse of from_quads."""
+    t, count, _ = lanes.shape
+    whole = count // 4 * 4
+    quads = lanes[:, :whole].view(t, whole // 4, 4, LANES).transpose(2, 3).flatten(1)
+    return torch.cat((quads, lanes[:, whole:].transpose(1, 2).flatten(1)), dim=1)
+
+
 def unpack_raw(raw: torch.Tensor, groups: int, fmt: WeightFormat) -> torch.Tensor:
-    """Raw bits in place, int64 [T, 16, width], from bytes [T, raw_tile_bytes]."""
+    """Raw bits in place, int64 [T, 16, width], from bytes [T, plane_tile_bytes]."""
     t, at, out = raw.shape[0], 0, 0
-    ints = raw.long().view(t, raw.shape[1] // 4, 4)
-    ints = ints[..., 0] | ints[..., 1] << 8 | ints[..., 2] << 16 | ints[..., 3] << 24
+    ints = containers_of(raw)
     for plane in fmt.planes:
         count = containers(plane.bits, groups)
-        whole = count // 4 * 4
-        quads = ints[:, at : at + whole * LANES].view(t, whole // 4, LANES, 4)
-        tail = ints[:, at + whole * LANES : at + count * LANES].view(t, LANES, count - whole)
-        quads = quads.transpose(2, 3).reshape(t, whole, LANES)
-        lanes = torch.cat((quads, tail.transpose(1, 2)), dim=1)
+        lanes = from_quads(ints[:, at : at + count * LANES], count)
         at += count * LANES
         per = 16 // plane.bits
         by = torch.arange(0, 16, plane.bits, device=raw.device)[:, None]
@@ -47,7 +71,7 @@ def unpack_raw(raw: torch.Tensor, groups: int, fmt: WeightFormat) -> torch.Tenso
 
 
 def pack_raw(tile: torch.Tensor, fmt: WeightFormat) -> torch.Tensor:
-    """Raw plane, uint8 [tile rows, raw_tile_bytes], of words [tile rows, 16, width]."""
+    """Raw plane, uint8 [tile rows, plane_tile_bytes], of words [tile rows, 16, width]."""
     t, groups = tile.shape[0], tile.shape[2] // GROUP_COLS
     out = []
     for plane in fmt.planes:
@@ -63,12 +87,5 @@ def pack_raw(tile: torch.Tensor, fmt: WeightFormat) -> torch.Tensor:
         lanes = torch.zeros((t, count, LANES), dtype=torch.int64)
         for k in range(per):
             lanes |= rotated[:, :, k]
-        whole = count // 4 * 4
-        quads = lanes[:, :whole].view(t, whole // 4, 4, LANES).transpose(2, 3).flatten(1)
-        out += [quads, lanes[:, whole:].transpose(1, 2).flatten(1)]
-    ints = torch.cat(out, dim=1)
-    return (
-        (ints[..., None] >> torch.arange(0, 32, 8) & 0xFF)
-        .to(torch.uint8)
-        .view(t, 4 * ints.shape[1])
-    )
+        out.append(to_quads(lanes))
+    return bytes_of_containers(torch.cat(out, dim=1))

@@ -18,7 +18,7 @@ from ....format.geometry import (
     TILE_ROWS,
     Grid,
     ceil_div,
-    raw_tile_bytes,
+    plane_tile_bytes,
     record_ints,
 )
 from ....format.head import ESCAPE, MAX_LEN_BITS, RANS_L
@@ -45,8 +45,10 @@ class _Matrix:
         header = table[:, :5].to("cpu", torch.int64)
         self.first_row, self.segment_rows = header[:, 2].tolist(), header[:, 3].tolist()
         self.first_tile_row = header[:, 4].tolist()
-        grid = self.grid = Grid(self.fmt, tuple(self.segment_rows), cols, layout.tile_cols)
-        if grid.rows != rows or raw.numel() != grid.raw_bytes:
+        grid = self.grid = Grid(
+            self.fmt.plane_bits, tuple(self.segment_rows), cols, layout.tile_cols
+        )
+        if grid.rows != rows or raw.numel() != grid.plane_bytes:
             raise CorruptStreamError("raw: its size does not follow from the table and the shape")
         if index.shape[0] != grid.tiles:
             raise CorruptStreamError(f"index: {index.shape[0]} records, not {grid.tiles}")
@@ -159,8 +161,10 @@ def _decode_tiles(m: _Matrix, tile_rows: torch.Tensor, col_tile: int, width: int
         values = (steps.cumsum(dim=2) + seed[:, :, None]) & value_mask
     high_shift = 16 if fmt.word_bits == 32 else 0
     words = values << (fmt.coded_shift + high_shift)
-    begin = m.grid.raw_offset(tile_rows, col_tile)
-    raw = m.raw[begin[:, None] + torch.arange(raw_tile_bytes(fmt, width), device=device)]
+    begin = m.grid.plane_offset(tile_rows, col_tile)
+    raw = m.raw[
+        begin[:, None] + torch.arange(plane_tile_bytes(fmt.plane_bits, width), device=device)
+    ]
     return (words | unpack_raw(raw, groups, fmt)) ^ fmt.flip
 
 

@@ -18,7 +18,7 @@ from ....format.geometry import (
     MAX_TILE_COLS,
     TILE_ROWS,
     Grid,
-    raw_tile_bytes,
+    plane_tile_bytes,
 )
 from ....format.layout_word import Layout
 from ....format.weight_formats import WeightFormat
@@ -79,11 +79,11 @@ def plan_of(word: int, rows: int, cols: int) -> Plan:
         raise CorruptStreamError(f"corrupt layout: tile_cols {width}")
     coding = CODINGS[layout_word.CODINGS[layout.coding]]
     code = coding.code_of(layout)
-    grid = Grid(fmt, (rows,), cols, width)
+    grid = Grid(fmt.plane_bits, (rows,), cols, width)
     return Plan(
         coding, fmt, format_of(fmt, code), coding.is_wide(code), layout.scale_kind,
-        rows, cols, width, grid.tile_rows, grid.col_tiles, grid.raw_row_bytes,
-        raw_tile_bytes(fmt, width),
+        rows, cols, width, grid.tile_rows, grid.col_tiles, grid.plane_row_bytes,
+        plane_tile_bytes(fmt.plane_bits, width),
     )  # fmt: skip
 
 
