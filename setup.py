@@ -212,7 +212,7 @@ def cpu_extension() -> Extension:
     # Kernel objects are added to extra_objects by the build_ext command.
     return CppExtension(
         "codecllm_ops._C",
-        ["csrc/torch/ops_cpu.cpp"],
+        sorted(str(p) for p in Path("csrc/torch").glob("ops_cpu*.cpp")),
         include_dirs=[str(Path("csrc").resolve())],
         extra_compile_args={"cxx": [*TORCH_FLAGS, *CXX_FLAGS]},
         extra_link_args=LINK_FLAGS,

@@ -50,6 +50,7 @@ INTERNAL = {
     "_to_fixed": f"({_PLAIN}, Tensor bases, int tile_cols) -> (Tensor, Tensor, Tensor)",
     "_lying_tile": f"({_CODED}) -> int",  # the first, or -1
     "_check_fixed": f"({_PLAIN}) -> int",  # the same + 1
+    "_crc32": "(Tensor bytes) -> int",  # CPU: zlib's, of uint8 [n]
     "_isa": "() -> str",
     "_select_isa": "(str name) -> bool",
     "_available_isas": "() -> str",

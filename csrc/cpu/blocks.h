@@ -79,15 +79,20 @@ struct StorePairs {
   }
 };
 
-// The final pairs of a block, in scratch.
+// The final pairs of a block; `low`: the low halves of 32-bit words.
+template <Source S>
+inline bool decode_to_pairs(S& source, const Block<S>& block, const typename S::Prefetch* prefetch,
+                            uint32_t* const* pairs, uint32_t* const* low) {
+  StorePairs sink{pairs, low, S::Format::fmt.word_bits == 32};
+  if (!decode_block(source, block, prefetch, sink)) return false;
+  if (source.has_second_pass())
+    for (int t = 0; t < block.count; ++t) source.second_pass(block.tile[t], pairs[t]);
+  return true;
+}
 template <Source S>
 inline bool decode_to_scratch(S& source, const Block<S>& block,
                               const typename S::Prefetch* prefetch, const Scratch& scratch) {
-  StorePairs sink{scratch.pairs, scratch.low, S::Format::fmt.word_bits == 32};
-  if (!decode_block(source, block, prefetch, sink)) return false;
-  if (source.has_second_pass())
-    for (int t = 0; t < block.count; ++t) source.second_pass(block.tile[t], scratch.pairs[t]);
-  return true;
+  return decode_to_pairs(source, block, prefetch, scratch.pairs, scratch.low);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include "../core/coded_view.h"
 #include "../core/convert.h"
 #include "../core/scale.h"
+#include "to_fixed.h"
 
 namespace codecllm {
 
@@ -29,6 +30,12 @@ struct Kernels {
                       int64_t row0, uint8_t* out, uint8_t* scratch);
   Status (*linear)(const CodedView&, int64_t begin, int64_t end, const LinearArgs&,
                    uint8_t* scratch);
+  // The matrix as coding fixed. `scratch`: to_fixed_scratch_bytes().
+  Status (*to_fixed)(const CodedView&, int64_t begin, int64_t end, const FixedTarget&,
+                     uint8_t* scratch);
+  int64_t (*to_fixed_scratch_bytes)(const CodedView&);
+  // All that decoding a matrix of coding fixed does not look at: the first tile with a lie.
+  Status (*check_fixed)(const CodedView&, int64_t begin, int64_t end);
 };
 
 extern const Kernels kPortable;

@@ -3,6 +3,7 @@
 #ifndef CLLM_NO_X86
 #include "decode_kernel.h"
 #include "linear_kernel.h"
+#include "to_fixed_kernel.h"
 
 namespace codecllm {
 
@@ -11,7 +12,9 @@ static bool supported() {
          __builtin_cpu_supports("f16c");
 }
 
-extern const Kernels kAvx2 = {"avx2", supported, false, decode, decode_as, linear};
+extern const Kernels kAvx2 = {"avx2",     supported, false,    decode,
+                              decode_as,  linear,    to_fixed, to_fixed_scratch_bytes,
+                              check_fixed};
 
 }  // namespace codecllm
 #endif

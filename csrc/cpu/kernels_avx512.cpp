@@ -3,6 +3,7 @@
 #ifndef CLLM_NO_X86
 #include "decode_kernel.h"
 #include "linear_kernel.h"
+#include "to_fixed_kernel.h"
 
 namespace codecllm {
 
@@ -12,7 +13,9 @@ static bool supported() {
          __builtin_cpu_supports("avx512vbmi2");
 }
 
-extern const Kernels kAvx512 = {"avx512", supported, false, decode, decode_as, linear};
+extern const Kernels kAvx512 = {"avx512",   supported, false,    decode,
+                                decode_as,  linear,    to_fixed, to_fixed_scratch_bytes,
+                                check_fixed};
 
 }  // namespace codecllm
 #endif

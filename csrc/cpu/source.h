@@ -5,25 +5,11 @@
 #pragma once
 #include <concepts>
 
-#include "../core/coded_view.h"
 #include "simd.h"
+#include "tile_place.h"
 
 namespace codecllm {
 namespace {
-
-// Which part of the matrix a tile is.
-struct TilePlace {
-  int64_t number;              // row by row
-  int64_t out_row, first_col;  // of the matrix
-  int rows, cols;              // inside the matrix, 1..16 and 1..tile_cols
-  int groups;
-};
-
-// Where a row of the matrix is.
-struct RowPlace {
-  int64_t segment, tile_row;
-  int row;  // of the tile
-};
 
 // A row of a tile: its pairs in the order of the columns.
 struct RowPairs {

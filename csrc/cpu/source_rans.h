@@ -56,7 +56,7 @@ inline void unpack_raw(const RansTile& tile, RansPrefetch next, uint32_t* out) {
     int i = 0;
     for (; i + 4 <= count; i += 4, src += 16 * kLanes, out += 4 * kLanes) {
       next.step();
-      V::transpose_quad(src, out);
+      transpose_quads(src, out);
     }
     const int width = count - i;
     for (int lane = 0; lane < kLanes; ++lane)

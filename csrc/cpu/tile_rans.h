@@ -22,27 +22,10 @@ struct RansTile : TilePlace {
 // The raw planes of two tiles, unpacked.
 inline int64_t rans_scratch_bytes(const CodedView& m) { return kTilesAtOnce * m.plane_tile_bytes; }
 
-// The segment of a row of tiles; the search begins at `near`.
-CLLM_INLINE int64_t segment_of(const CodedView& m, int64_t tile_row, int64_t near) {
-  while (near > 0 && m.segment(near)[kFirstTileRow] > tile_row) --near;
-  while (near + 1 < m.segments && m.segment(near + 1)[kFirstTileRow] <= tile_row) ++near;
-  return near;
-}
-
 // Fills `tile`, or says that the index is corrupt. `segment`: of the tile before, then of this one.
 inline bool locate_rans(const CodedView& m, int64_t tile_row, int64_t col_tile, int64_t& segment,
                         RansTile& tile) {
-  segment = segment_of(m, tile_row, segment);
-  const uint32_t* header = m.segment(segment);
-  const int64_t row = (tile_row - header[kFirstTileRow]) * kTileRows;
-  const int64_t rows_left = int64_t(header[kRows]) - row;
-  const ColumnTiles across = m.column_tiles();
-  tile.number = tile_row * m.col_tiles + col_tile;
-  tile.out_row = header[kFirstRow] + row;
-  tile.first_col = across.first_col(col_tile);
-  tile.rows = int(rows_left < kTileRows ? rows_left : kTileRows);
-  tile.cols = across.columns(col_tile);
-  tile.groups = across.groups(col_tile);
+  const uint32_t* header = place_tile(m, tile_row, col_tile, segment, tile);
   tile.window_base = header[kWindowBase];
   tile.seed = header[kSeed];
   tile.slots = header + kTableHeader;

@@ -1,11 +1,8 @@
 // CPU implementations of the ops whose schemas stand in codecllm_ops/ops/schema.py: checks,
 // threads, no arithmetic.
-#include <stdlib.h>
-
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -14,60 +11,10 @@
 #include "../cpu/encode.h"
 #include "../cpu/kernels.h"
 #include "linear_args.h"
+#include "parallel.h"
 
 namespace codecllm {
 namespace {
-
-// First corruption that any thread met.
-class SharedStatus {
- public:
-  void merge(const Status& s) {
-    if (s) return;
-    std::lock_guard<std::mutex> lock(mutex_);
-    if (status_) status_ = s;
-  }
-  const Status& get() const { return status_; }
-
- private:
-  std::mutex mutex_;
-  Status status_;
-};
-
-// 64-byte aligned scratch of a thread.
-class ScratchBuffer {
- public:
-  explicit ScratchBuffer(int64_t bytes) : p_(aligned_alloc(64, size_t(ceil_div(bytes, 64) * 64))) {
-    if (!p_) throw std::bad_alloc();
-  }
-  ~ScratchBuffer() { free(p_); }
-  ScratchBuffer(const ScratchBuffer&) = delete;
-  ScratchBuffer& operator=(const ScratchBuffer&) = delete;
-  uint8_t* get() const { return (uint8_t*)p_; }
-
- private:
-  void* p_;
-};
-
-// Runs f(begin, end, scratch) -> Status on ranges of tile rows in [first, last), in pairs of tile
-// rows. Nothing throws inside (parallel_for cannot carry it): memory is taken before.
-template <class F>
-Status parallel_tile_rows(const CodedView& view, int64_t first, int64_t last, int64_t m, F&& f) {
-  const int64_t pairs = ceil_div(last - first, 2);
-  const int64_t bytes = ceil_div(scratch_bytes(view, m), 64) * 64;
-  const int64_t ranges = std::min<int64_t>(pairs, torch::stable::get_num_threads());
-  if (ranges <= 0) return {};
-  ScratchBuffer scratch(bytes * ranges);
-  if (ranges == 1) return f(first, last, scratch.get());
-  SharedStatus status;
-  torch::stable::parallel_for(0, ranges, 1, [&](int64_t lo, int64_t hi) {
-    for (int64_t r = lo; r < hi; ++r) {
-      int64_t begin = first + 2 * (pairs * r / ranges);
-      int64_t end = std::min(last, first + 2 * (pairs * (r + 1) / ranges));
-      status.merge(f(begin, end, scratch.get() + bytes * r));
-    }
-  });
-  return status.get();
-}
 
 void decode_into(const Tensor& stream, const Tensor& raw, const Tensor& index, const Tensor& table,
                  int64_t rows, int64_t cols, int64_t layout_word, const Tensor& out) {
@@ -81,7 +28,7 @@ void decode_into(const Tensor& stream, const Tensor& raw, const Tensor& index, c
     return;
   }
   const Kernels& k = kernels();
-  check_status(parallel_tile_rows(view, 0, view.tile_rows, 0,
+  check_status(parallel_tile_rows(0, view.tile_rows, scratch_bytes(view, 0),
                                   [&](int64_t begin, int64_t end, uint8_t* scratch) {
                                     return k.decode(view, begin, end, to, scratch);
                                   }),
@@ -168,7 +115,7 @@ Tensor fused_linear(const LinearCall& c) {
                         out.mutable_data_ptr(),
                         c.dtype,
                         rows};
-  check_status(parallel_tile_rows(c.view, 0, c.view.tile_rows, m,
+  check_status(parallel_tile_rows(0, c.view.tile_rows, scratch_bytes(c.view, m),
                                   [&](int64_t begin, int64_t end, uint8_t* scratch) {
                                     return k.linear(c.view, begin, end, a, scratch);
                                   }),
@@ -199,7 +146,7 @@ Tensor gemm_linear(const LinearCall& c) {
     const int64_t end = std::min(begin + block, c.view.tile_rows);
     const int64_t row0 = first_row(c.view, begin), n = first_row(c.view, end) - row0;
     uint8_t* to = (uint8_t*)scratch.mutable_data_ptr();
-    check_status(parallel_tile_rows(c.view, begin, end, 0,
+    check_status(parallel_tile_rows(begin, end, scratch_bytes(c.view, 0),
                                     [&](int64_t lo, int64_t hi, uint8_t* thread_scratch) {
                                       return k.decode_as(c.view, lo, hi, c.dtype, c.weight_scale(),
                                                          row0, to, thread_scratch);

@@ -21,6 +21,7 @@ _HOMES = {
         "CompressedEmbedding",
         "CompressedLinear",
         "CompressedTensor",
+        "default_coding",
         "load_codec",
         "set_exact",
         "set_statistics",
@@ -29,7 +30,9 @@ _HOMES = {
     "codecllm.model.report": ("CompressionReport", "LayerReport"),
     "codecllm.model.compress": ("compress_model_weights", "decompress_model"),
     "codecllm.model.module_file": ("load_file", "save_compressed_model", "save_file"),
+    "codecllm.model.coding": ("CodingReport", "LayerCoding", "coding_of", "set_coding"),
     "codecllm.model.compress_folder": ("compress_checkpoint",),
+    "codecllm.model.convert_folder": ("convert_checkpoint",),
     "codecllm.model.decompress_folder": ("decompress_checkpoint",),
     "codecllm.model.inspect_folder": (
         "checkpoint_info",
@@ -47,8 +50,10 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from codecllm_ops.format import CorruptStreamError, UnsupportedFormatError
 
     from .integrations.loading import load_compressed_model
+    from .model.coding import CodingReport, LayerCoding, coding_of, set_coding
     from .model.compress import compress_model_weights, decompress_model
     from .model.compress_folder import compress_checkpoint
+    from .model.convert_folder import convert_checkpoint
     from .model.decompress_folder import decompress_checkpoint
     from .model.inspect_folder import checkpoint_info, estimate_checkpoint, verify_checkpoint
     from .model.module_file import load_file, save_compressed_model, save_file
@@ -60,6 +65,7 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
         CompressedEmbedding,
         CompressedLinear,
         CompressedTensor,
+        default_coding,
         load_codec,
         set_exact,
         set_statistics,

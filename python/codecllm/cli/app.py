@@ -36,6 +36,8 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on with an unfinished
 Skip = Annotated[list[str] | None, typer.Option(help="Keep tensors dense whose name matches.")]
 Format = Annotated[str, typer.Option(help="lossless, int8 or int8-tensor.")]
 TileCols = Annotated[int | None, typer.Option(help="Columns of a tile, a multiple of 16.")]
+FileCoding = Annotated[str, typer.Option(help="Of the files: rans (smallest) or fixed (12 bits).")]
+Coding = Annotated[str, typer.Option(help="In memory: auto, fixed (fast) or rans (smallest).")]
 Predictor = Annotated[str, typer.Option(help="none, left, or auto (measured per tensor).")]
 
 
@@ -43,6 +45,7 @@ Predictor = Annotated[str, typer.Option(help="none, left, or auto (measured per 
 def estimate(
     src: Src,
     format: Format = "lossless",
+    coding: FileCoding = "rans",
     skip: Skip = None,
     tile_cols: TileCols = None,
     predictor: Predictor = "none",
@@ -55,7 +58,7 @@ def estimate(
     codec = Codec(tile_cols=tile_cols, predictor=predictor)
     with progress("estimate") as show:
         report = estimate_checkpoint(
-            src, format=format, codec=codec, skip=skip or (), progress=show
+            src, format=format, codec=codec, coding=coding, skip=skip or (), progress=show
         )
     _print(report, as_json)
 
@@ -65,6 +68,7 @@ def compress(
     src: Src,
     dst: Dst,
     format: Format = "lossless",
+    coding: FileCoding = "rans",
     skip: Skip = None,
     tile_cols: TileCols = None,
     predictor: Predictor = "none",
@@ -83,7 +87,38 @@ def compress(
             dst,
             format=format,
             codec=Codec(tile_cols=tile_cols, predictor=predictor),
+            coding=coding,
             skip=skip or (),
+            jobs=jobs,
+            force=force,
+            resume=resume,
+            progress=show,
+        )
+    _print(report, as_json)
+
+
+@app.command()
+def convert(
+    src: Src,
+    dst: Dst,
+    coding: FileCoding,
+    tile_cols: TileCols = None,
+    predictor: Predictor = "none",
+    jobs: Annotated[int, typer.Option(help="Tensors converted at the same time.")] = 1,
+    force: Force = False,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """Write the compressed folder SRC in another coding to DST."""
+    from ..model.convert_folder import convert_checkpoint
+    from ..nn import Codec
+
+    with progress("convert") as show:
+        report = convert_checkpoint(
+            src,
+            dst,
+            coding,
+            codec=Codec(tile_cols=tile_cols, predictor=predictor),
             jobs=jobs,
             force=force,
             resume=resume,
@@ -163,15 +198,21 @@ def info(src: Src, as_json: Json = False) -> None:
         ("format", "left"),
         ("bytes", "right"),
         ("bits/weight", "right"),
+        ("in memory", "left"),
+        ("bits/weight", "right"),
     ):
         table.add_column(title, justify=justify, no_wrap=True)
     for row in report.layers:
         shape = "x".join(map(str, row.shape))
-        kind = row.weight_format if row.status == CODED else f"dense {row.dtype}"
-        table.add_row(row.name, shape, kind, str(row.coded_bytes), f"{row.bits_per_weight:.3f}")
+        coded = row.status == CODED
+        kind = f"{row.weight_format} {row.coding}" if coded else f"dense {row.dtype}"
+        bits = row.memory_bits_per_weight
+        memory = (row.memory_coding, f"{bits:.3f}") if bits is not None else ("", "")
+        size = (str(row.coded_bytes), f"{row.bits_per_weight:.3f}")
+        table.add_row(row.name, shape, kind, *size, *memory)
     # A pipe has no width: names must not be cut there.
     Console(width=None if sys.stdout.isatty() else 200).print(table)
-    print(report.line())
+    print("\n".join(report.lines()))
 
 
 @app.command()
@@ -180,6 +221,7 @@ def generate(
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="May be repeated.")],
     max_new_tokens: Annotated[int, typer.Option(help="Per prompt.")] = 48,
     mode: Annotated[str, typer.Option(help="fused or disk.")] = "fused",
+    coding: Coding = "auto",
     exact: Annotated[bool, typer.Option("--exact", help="Decode, then F.linear.")] = False,
     chat: Annotated[bool, typer.Option(help="Use the chat template, if there is one.")] = True,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1...")] = "cpu",
@@ -196,7 +238,14 @@ def generate(
         ) from error
 
     result = generate_text(
-        src, prompt, max_new_tokens=max_new_tokens, mode=mode, exact=exact, chat=chat, device=device
+        src,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        mode=mode,
+        coding=coding,
+        exact=exact,
+        chat=chat,
+        device=device,
     )
     if as_json:
         print(json.dumps(result.to_dict(), indent=2))
@@ -208,6 +257,8 @@ def generate(
         f"peak memory {result.peak_rss_bytes / 2**20:.0f} MiB",
         file=sys.stderr,
     )
+    for line in result.codings:
+        print(line, file=sys.stderr)
     if result.chat:
         print(
             "prompts went in as messages of a chat; --no-chat continues their text", file=sys.stderr

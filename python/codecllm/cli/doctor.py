@@ -28,6 +28,7 @@ def diagnose() -> dict[str, Any]:
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "backend": _backend(),
+        "coding": _coding(),
     }
     missing = {}
     for name, purpose in _PARTS.items():
@@ -59,6 +60,19 @@ def _backend() -> dict[str, Any]:
     except Exception as error:
         return {"problem": _problem(error)}
     return codecllm_ops.backend_info()
+
+
+def _coding() -> dict[str, Any]:
+    """What coding="auto" comes to on every kind of device here."""
+    try:
+        import torch
+
+        from ..nn.coding import Device, decide, wish
+
+        devices = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        return {name: str(decide(wish(), Device.of(name))) for name in devices}
+    except Exception as error:
+        return {"problem": _problem(error)}
 
 
 def _problem(error: Exception) -> str:

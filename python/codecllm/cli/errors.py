@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-_RESUMABLE = ("compress", "decompress")
+_RESUMABLE = ("compress", "convert", "decompress")
 
 
 def guarded(work: Callable[[], int], arguments: list[str]) -> int:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..model.checkpoint import Checkpoint
+from ..model.coding import coding_of
 from .loading import load_compressed_model, local_folder
 
 
@@ -27,6 +28,7 @@ class Generation:
         loaded_rss_bytes: of this process when the model was ready.
         seconds: time in generate() over all prompts, prefill included.
         chat: whether the prompts went through a chat template, as messages of a user.
+        codings: which coding the weights have in memory and why, in lines for people.
     """
 
     texts: tuple[str, ...]
@@ -37,6 +39,7 @@ class Generation:
     peak_rss_bytes: int
     load_seconds: float
     chat: bool
+    codings: tuple[str, ...] = ()
 
     @property
     def tokens_per_second(self) -> float:
@@ -52,6 +55,7 @@ def generate_text(
     *,
     max_new_tokens: int = 48,
     mode: str = "fused",
+    coding: str = "auto",
     exact: bool = False,
     chat: bool = True,
     device: str = "cpu",
@@ -59,7 +63,7 @@ def generate_text(
     """Loads a folder, compressed or not, and continues each prompt greedily.
 
     Args:
-        mode, exact: for compressed folders, see load_compressed_model.
+        mode, coding, exact: for compressed folders, see load_compressed_model.
         chat: put prompts through the tokenizer's chat template, where it has one.
 
     Raises:
@@ -71,7 +75,7 @@ def generate_text(
     with Checkpoint(path) as source:
         is_coded = bool(source.coded_names())
     if is_coded:
-        model = load_compressed_model(path, mode, device, exact=exact)
+        model = load_compressed_model(path, mode, device, coding=coding, exact=exact)
     else:
         model = AutoModelForCausalLM.from_pretrained(path, dtype="auto").to(device)
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -87,7 +91,8 @@ def generate_text(
     tokens = tuple(tuple(out.tolist()) for out in outputs)
     texts = tuple(tokenizer.decode(t, skip_special_tokens=True) for t in tokens)
     held, peak = weight_bytes(model), _status_bytes("VmHWM")
-    return Generation(texts, tokens, seconds, held, loaded_rss, peak, loaded, chat)
+    codings = tuple(coding_of(model).lines())
+    return Generation(texts, tokens, seconds, held, loaded_rss, peak, loaded, chat, codings)
 
 
 def require_device(name: str) -> None:

@@ -16,6 +16,8 @@ from ..model.compress import decompress_model
 from ..model.config_file import FILE_FIELD, HINT
 from ..model.tensor_file import NAMES
 from ..nn import set_exact
+from ..nn.coding import AUTO, check_wish
+from .transformers import choose_codings, loading_as
 
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download")
@@ -27,6 +29,7 @@ def load_compressed_model(
     mode: str = "fused",
     device: torch.device | str = "cpu",
     *,
+    coding: str = AUTO,
     exact: bool = False,
     **kwargs: Any,
 ) -> Any:
@@ -38,13 +41,16 @@ def load_compressed_model(
             returns the plain model. Its peak of memory is that of the plain model and a few
             tensors, one for each thread of transformers' loader.
         device: where the model goes.
+        coding: in mode "fused", what weights are in memory: "fixed" (12 bits, fast), "rans"
+            (smallest), or "auto": what is best on the device. What cannot gain from "fixed" keeps
+            the coding of the folder: coding_of(model) says which have what, and why.
         exact: in mode "fused", decode and call F.linear: outputs equal the plain model's.
         kwargs: for from_pretrained; revision, token, cache_dir... also for the download.
 
     Raises:
         NotImplementedError: mode "on_demand".
         ValueError: any other mode, or not a compressed folder, or one of a quantized original in
-            mode "fused".
+            mode "fused"; a coding in mode "disk"; "fixed", and no weight can have it.
         FileNotFoundError: neither a folder nor a repository that can be downloaded.
         CorruptStreamError: names file, tensor and field.
     """
@@ -54,6 +60,8 @@ def load_compressed_model(
         )
     if mode not in ("fused", "disk"):
         raise ValueError(f'mode {mode!r} is unknown; known: "fused", "disk"')
+    if check_wish(coding) != AUTO and mode == "disk":
+        raise ValueError(f'mode "disk" decodes all weights: coding {coding!r} is for mode "fused"')
     folder = local_folder(path, **{k: kwargs[k] for k in _HUB_OPTIONS if k in kwargs})
     kwargs = {k: v for k, v in kwargs.items() if k not in _HUB_OPTIONS}
     kwargs.setdefault("dtype", "auto")
@@ -65,11 +73,16 @@ def load_compressed_model(
         if mode == "disk" and not cls.__name__.startswith("Auto"):
             model = _decoded(cls, config, source, kwargs)
         else:
-            model = cls.from_pretrained(folder, config=config, **kwargs)
+            # On the way to another device: converted there, and fewer bytes go there.
+            elsewhere = torch.device(device).type != "cpu"
+            with loading_as(None if elsewhere or mode == "disk" else coding):
+                model = cls.from_pretrained(folder, config=config, **kwargs)
             if mode == "disk":  # the model's code is in the folder: only the Auto class finds it
                 decompress_model(model)
     if torch.device(device).type != "cpu":  # else it stays where a device_map has put it
         model.to(device)
+        if mode == "fused":
+            choose_codings(model, coding)
     set_exact(model, exact)
     return model
 

@@ -16,8 +16,10 @@ READ ME FIRST
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from codecllm_ops.format import CorruptStreamError, UnsupportedFormatError
 from codecllm_ops.format.head import Head
 
 from ..model.checkpoint import Checkpoint
+from ..model.coding import coded_groups, recode
 from ..model.compress import decompress_model, decompress_modules
 from ..model.config_file import FILE_FIELD, HINT, QUANT_METHOD, VERSION
 from ..model.plugins import after_compressing
@@ -44,6 +47,7 @@ from ..nn import (
     count_weights,
     obstacle,
 )
+from ..nn.coding import AUTO, check_wish, wish
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -55,6 +59,8 @@ class CodecllmConfig(QuantizationConfigMixin):
         modules_to_not_convert: modules that stayed dense; for information.
         dequantize: decode once while loading and go on with the plain model. Also counts where it
             is given to from_pretrained beside a compressed folder.
+        coding: "fixed", "rans" or "auto": what weights are in memory. Counts beside a folder as
+            well, and is never written into one.
         original: fields of the original config.json that had to make room.
     """
 
@@ -64,6 +70,7 @@ class CodecllmConfig(QuantizationConfigMixin):
         version: int = VERSION,
         modules_to_not_convert: list[str] | None = None,
         dequantize: bool = False,
+        coding: str = AUTO,
         original: dict[str, Any] | None = None,
         **ignored: Any,
     ) -> None:
@@ -76,11 +83,17 @@ class CodecllmConfig(QuantizationConfigMixin):
         self.version = version
         self.modules_to_not_convert = modules_to_not_convert
         self.dequantize = dequantize
+        self.coding = check_wish(coding)
         self.original = original or {}
 
     def get_loading_attributes(self) -> dict[str, Any]:
         """Options of from_pretrained(quantization_config=...) that count beside a folder's own."""
-        return {"dequantize": True} if self.dequantize else {}
+        options = {"dequantize": self.dequantize, "coding": self.coding}
+        return {k: v for k, v in options.items() if v not in (False, AUTO)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For config.json: what the weights are in memory is nothing that a folder says."""
+        return {k: v for k, v in super().to_dict().items() if k != "coding"}
 
 
 @register_quantizer(QUANT_METHOD)
@@ -203,12 +216,9 @@ class CodecllmQuantizer(HfQuantizer):
             _cut_bias(module)
             if module.streams[0].is_meta:  # offloaded to disk: streams come with each forward
                 module.rebuild(self._heads[name][0])
-        streams = {name: module.streams[0] for name, module in modules.items()}
-        here = {id(s): (n, modules[n]) for n, s in streams.items() if not s.is_meta}
-        with ThreadPoolExecutor() as pool:  # zlib.crc32 lets other threads run
-            list(pool.map(lambda nm: self._check(*nm), here.values()))
+        self._check_and_convert(modules)
         for module in modules.values():
-            if not module.streams[0].is_meta:
+            if not module.streams[0].is_meta and not module.ready:
                 module.rebuild()
         self._decode_those_that_must_be_dense(model)
         self._heads.clear()
@@ -216,6 +226,22 @@ class CodecllmQuantizer(HfQuantizer):
         if self.quantization_config.dequantize:
             decompress_model(model)
         return model
+
+    def _check_and_convert(self, modules: dict[str, CodedModule]) -> None:
+        """Compares checksums, and gives weights the coding that they shall have in memory."""
+        groups: dict[int, dict[str, CodedModule]] = {}
+        for name, module in modules.items():
+            if not module.streams[0].is_meta:
+                groups.setdefault(id(module.streams[0]), {})[name] = module
+        named = {next(iter(group)): group for group in groups.values()}
+        dense = {name for name, group in named.items() if self._dense.intersection(group)}
+        asked = None if self.quantization_config.dequantize else _asked.get()
+        stay = set(named) if asked is None else dense
+        with ThreadPoolExecutor() as pool:  # checksums let other threads run
+            list(pool.map(lambda name: self._check(name, modules[name]), stay))
+        if asked is not None:
+            said = wish(asked, self.quantization_config.coding)
+            recode({n: g for n, g in named.items() if n not in stay}, said, self._check)
 
     def _decode_those_that_must_be_dense(self, model: Any) -> None:
         streams = {n: id(model.get_submodule(n).streams[0]) for n in self._heads}
@@ -265,6 +291,24 @@ class CodecllmQuantizer(HfQuantizer):
     @property
     def is_compileable(self) -> bool:
         return True
+
+
+_asked: ContextVar[str | None] = ContextVar("codecllm_asked", default=AUTO)
+
+
+@contextmanager
+def loading_as(coding: str | None) -> Iterator[None]:
+    """What load_compressed_model() is asked for; None: weights stay as they are in the folder."""
+    token = _asked.set(coding)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def choose_codings(model: nn.Module, coding: str) -> None:
+    """What loading does otherwise, for a model that has gone to its device after it."""
+    recode(coded_groups(model), wish(coding))
 
 
 def loaded_dtype(model: Any, name: str, tensor: torch.Tensor) -> torch.dtype:

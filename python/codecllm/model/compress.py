@@ -27,8 +27,10 @@ from ..nn import (
     dense_form,
     obstacle,
 )
-from ..nn.codec import check_format
+from ..nn.codec import check_format, check_matrix
+from ..nn.coding import AUTO, FIXED, Choice, Device, Wish, decide
 from ..nn.execution import exact_or_fused
+from ..nn.recode import encode_chosen, module_wish, never_fixed
 from .plugins import after_compressing
 from .report import CODED, OTHER, SKIPPED, STORED, TIED, CompressionReport, LayerReport
 from .select import Predicate, kept_dense
@@ -44,6 +46,7 @@ def compress_model_weights(
     format: str = "lossless",
     should_compress: Predicate | None = None,
     *,
+    coding: str = AUTO,
     exact: bool = False,
     progress: Callable[[LayerReport], None] | None = None,
 ) -> CompressionReport:
@@ -55,6 +58,8 @@ def compress_model_weights(
         codec: None for the default one.
         format: "lossless", "int8" or "int8-tensor".
         should_compress: asked with full name and module; None accepts all.
+        coding: "fixed" (12 bits per weight of bf16, fast), "rans" (smallest), or "auto": what is
+            best on the device. What cannot gain from "fixed" is rans, and the report says why.
         exact: the compressed modules decode and call the dense routine (bit-equal outputs).
         progress: called after each weight.
 
@@ -63,12 +68,14 @@ def compress_model_weights(
 
     Raises:
         ValueError: the model has no module that can be compressed, is itself an nn.Linear or
-            nn.Embedding, or the format is unknown.
+            nn.Embedding; the format is unknown; "fixed" is asked for, and no weight can have it.
     """
     check_format(format)
     if isinstance(model, nn.Linear | nn.Embedding):
         raise ValueError(_one_module(model))
     codec, execution = codec or Codec(), exact_or_fused(exact)
+    groups, said = _weight_groups(model), module_wish(codec, coding)
+    choices = _choices(model, groups, format, said)
     start = time.perf_counter()
     layers: list[LayerReport] = []
 
@@ -78,8 +85,8 @@ def compress_model_weights(
             if progress is not None:
                 progress(report)
 
-    for names in _weight_groups(model):
-        add(*_compress_group(model, names, codec, format, should_compress, execution))
+    for names in groups:
+        add(*_compress_group(model, names, codec, format, should_compress, execution, choices))
     if not any(layer.status in (CODED, STORED) for layer in layers):
         raise ValueError(_nothing_to_compress(model, layers))
     count_weights(model)
@@ -114,6 +121,27 @@ def _weight_groups(model: nn.Module) -> list[list[str]]:
     return list(groups.values())
 
 
+def _choices(
+    model: nn.Module, groups: list[list[str]], format: str, said: Wish
+) -> dict[torch.device, Choice]:
+    """What is chosen on each device for all its weights together.
+
+    Raises:
+        ValueError: "fixed" is asked for, and no weight can have it.
+    """
+    held: dict[torch.device, int] = {}
+    never: set[str] = set()
+    for names in groups:
+        weight = model.get_submodule(names[0]).weight
+        held[weight.device] = held.get(weight.device, 0) + weight.nbytes
+        never.add(never_fixed(weight.dtype, format))
+    if said.demanded and said.coding == FIXED and never and "" not in never:
+        reasons = "; ".join(sorted(never))
+        raise ValueError(f'coding "fixed" is asked for, and no weight here can have it: {reasons}')
+    # Originals are freed one at a time, and fixed is smaller: there is room where they are now.
+    return {device: decide(said, Device.of(device)) for device in held}
+
+
 def _compress_group(
     model: nn.Module,
     names: list[str],
@@ -121,21 +149,25 @@ def _compress_group(
     format: str,
     should_compress: Predicate | None,
     execution: Execution,
+    choices: dict[torch.device, Choice],
 ) -> list[LayerReport]:
     modules = {name: model.get_submodule(name) for name in names}
     refusals = (_refusal(model, n, m, should_compress) for n, m in modules.items())
     if reason := next(filter(None, refusals), None):
         return _reports(modules, SKIPPED, reason)
     weight = modules[names[0]].weight
-    coded = codec.encode_matrix(weight, format)
+    check_matrix(weight)  # before its device is looked up
+    coded, why = encode_chosen(codec, weight, format, choices[weight.device])
     if coded.nbytes >= weight.nbytes:
         return _reports(modules, STORED, "coding does not shrink it")
-    reports = _reports(modules, CODED, coded=coded)
+    reports = _reports(modules, CODED, coded=coded, why=why)
     dtype, owner, replaced = weight.dtype, None, {}
     for name, module in modules.items():
         if id(module) not in replaced:  # one module under two names stays one module
-            replaced[id(module)] = coded_form(module, owner or coded, dtype, execution=execution)
-            owner = owner or replaced[id(module)]
+            new = coded_form(module, owner or coded, dtype, execution=execution)
+            new.coding_reason = why
+            replaced[id(module)] = new
+            owner = owner or new
         model.set_submodule(name, replaced[id(module)])
     return reports
 
@@ -153,7 +185,11 @@ def _refusal(
 
 
 def _reports(
-    modules: dict[str, nn.Module], status: str, reason: str = "", coded: CodedMatrix | None = None
+    modules: dict[str, nn.Module],
+    status: str,
+    reason: str = "",
+    coded: CodedMatrix | None = None,
+    why: str = "",
 ) -> list[LayerReport]:
     reports: list[LayerReport] = []
     for name, module in modules.items():
@@ -167,6 +203,9 @@ def _reports(
             weight_format=coded.info.fmt.name if coded else "",
             reason=f"shares the weight of {reports[0].name}" if reports else reason,
             memory_bytes=resident_bytes(coded) if coded else None,
+            coding=coded.coding if coded else "",
+            memory_coding=coded.coding if coded else "",
+            why=why,
         )
         reports.append(layer)
     return reports

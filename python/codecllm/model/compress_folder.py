@@ -14,14 +14,17 @@ import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from ..nn import Codec
 from ..nn.codec import check_format
+from ..nn.coding import FIXED, RANS, Choice
+from ..nn.recode import encode_chosen, never_fixed
 from .checkpoint import REPORT, Checkpoint, is_candidate, refusal
+from .coding import report_of
 from .config_file import VERSION, compressed_config
 from .folder_files import (
     Meter,
@@ -34,7 +37,7 @@ from .folder_files import (
 from .job import Job
 from .model_card import write_card
 from .report import CODED, OTHER, SKIPPED, STORED, CompressionReport, LayerReport
-from .skeleton import Skeleton, build_skeleton, resident_bytes
+from .skeleton import Skeleton, build_skeleton
 from .tensor_file import Item, TensorFile, write_tensors, write_text
 from .workspace import Workspace, require_replaceable
 
@@ -45,6 +48,7 @@ def compress_checkpoint(
     *,
     format: str = "lossless",
     codec: Codec | None = None,
+    coding: str = RANS,
     skip: str | Sequence[str] = (),
     jobs: int = 1,
     force: bool = False,
@@ -61,6 +65,8 @@ def compress_checkpoint(
     Args:
         src: folder with safetensors.
         dst: appears when everything is written.
+        coding: "rans" is smallest, and converted where it is loaded; "fixed" is 12 bits for bf16
+            and loads by mapping. What cannot gain from "fixed" is rans.
         skip: regular expressions; tensors whose name has a match stay dense.
         jobs: tensors that are encoded at the same time.
         force: replace `dst`, or start an unfinished run again.
@@ -77,7 +83,7 @@ def compress_checkpoint(
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}; at least 1 is needed")
     pattern = skip_pattern(skip)
-    codec, dst = codec or Codec(), Path(dst)
+    codec, dst = replace(codec or Codec(), coding=file_coding(coding)), Path(dst)
     start = time.perf_counter()
     require_replaceable(dst)
     with Checkpoint(src) as source:
@@ -90,10 +96,12 @@ def compress_checkpoint(
         refuse_nesting(source.folder, dst)
         skeleton, unknown = skeleton_of(source)
         plan = _plan(source, pattern, skeleton)
+        if coding == FIXED:
+            _require_fixed(source, plan, format)
         others, left_out = other_files(source)
         options = {"format": format, "skip": pattern and pattern.pattern, **codec.__dict__}
         job = Job.of("compress", source, options)
-        if resume and (done := _finished(dst, job, force)) is not None:
+        if resume and (done := finished(dst, job, force)) is not None:
             return done
         with Workspace(dst, job, force=force, resume=resume) as work:
             layers: list[LayerReport] = []
@@ -135,6 +143,23 @@ def compress_checkpoint(
     return report
 
 
+def file_coding(coding: str) -> str:
+    """Returns `coding`, or raises ValueError: of files "auto" would say nothing."""
+    if coding not in (RANS, FIXED):
+        raise ValueError(f'coding {coding!r} is not one that files have: "rans" or "fixed"')
+    return coding
+
+
+def _require_fixed(source: Checkpoint, plan: dict[str, str | None], format: str) -> None:
+    dtypes = {source.entry(name).torch_dtype for name, reason in plan.items() if reason is None}
+    reasons = {never_fixed(dtype, format) for dtype in dtypes}
+    if "" not in reasons:
+        raise ValueError(
+            f'{source.folder}: coding "fixed" is asked for, and no weight can have it: '
+            f"{'; '.join(sorted(reasons))}"
+        )
+
+
 def _plan(
     source: Checkpoint, skip: re.Pattern[str] | None, skeleton: Skeleton | None
 ) -> dict[str, str | None]:
@@ -171,13 +196,6 @@ def candidates(
     return plan
 
 
-class _Coded(NamedTuple):
-    """What the report says about a matrix in the spool."""
-
-    format: str
-    memory_bytes: int
-
-
 def _compress_shard(
     work: Workspace,
     file: TensorFile,
@@ -189,18 +207,18 @@ def _compress_shard(
 ) -> list[LayerReport]:
     """Encodes the tensors of a shard into the spool, then assembles the new shard from it."""
 
-    def code(name: str) -> _Coded | None:
-        """Puts a matrix into the spool, unless it would not shrink."""
+    def code(name: str) -> dict[str, Any] | None:
+        """Puts a matrix into the spool, unless it would not shrink; what the report says of it."""
         coded = work.spool.kept(name)
         if coded is None:
-            coded = codec.encode_matrix(file.read(name), format)
+            coded = encode_chosen(codec, file.read(name), format, Choice(codec.coding, ""))[0]
             if coded.nbytes >= file.entries[name].nbytes:
                 return None
             work.spool.put(name, coded)
-        return _Coded(coded.info.fmt.name, resident_bytes(coded))
+        return report_of(coded)
 
     names = [name for name in file.entries if name in plan and plan[name] is None]
-    in_spool: dict[str, _Coded | None] = {}
+    in_spool: dict[str, dict[str, Any] | None] = {}
     with ThreadPoolExecutor(jobs) as pool:
         futures = {name: pool.submit(code, name) for name in names}
         try:
@@ -217,14 +235,7 @@ def _compress_shard(
         if coded := in_spool.get(name):
             streams = work.spool.items(name)
             items += streams
-            layers.append(
-                layer(
-                    CODED,
-                    coded_bytes=sum(i.nbytes for i in streams),
-                    weight_format=coded.format,
-                    memory_bytes=coded.memory_bytes,
-                )
-            )
+            layers.append(layer(CODED, coded_bytes=sum(i.nbytes for i in streams), **coded))
             continue
         items.append(file.item(name))
         if name in in_spool:
@@ -268,7 +279,7 @@ def skip_pattern(skip: str | Sequence[str]) -> re.Pattern[str] | None:
         raise ValueError(f"--skip {patterns}: not a regular expression: {error}") from error
 
 
-def _finished(dst: Path, job: Job, force: bool) -> CompressionReport | None:
+def finished(dst: Path, job: Job, force: bool) -> CompressionReport | None:
     """The report of a run that got to its end with the same source and options.
 
     Raises:

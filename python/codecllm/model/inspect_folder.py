@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ import torch
 import codecllm_ops
 
 from ..nn import Codec
+from ..nn.coding import RANS, Choice
+from ..nn.recode import encode_chosen
 from .checkpoint import REPORT, Checkpoint
-from .compress_folder import candidates, skeleton_of, skip_pattern
+from .coding import report_of, report_of_head
+from .compress_folder import candidates, file_coding, skeleton_of, skip_pattern
 from .folder_files import Meter, Progress, other_files
 from .report import CODED, OTHER, SKIPPED, STORED, CompressionReport, LayerReport
-from .skeleton import resident_bytes
 
 _SAMPLE_WEIGHTS = 1 << 19
 _SAMPLE_PIECES = 8
@@ -184,7 +186,7 @@ def checkpoint_info(folder: Path | str) -> CompressionReport:
                     info.fmt.dtype,
                     CODED,
                     coded_bytes=source.coded_bytes(name),
-                    weight_format=info.fmt.name,
+                    **report_of_head(info, source.coded_bytes(name)),
                 )
             )
         for name in source.dense_names():
@@ -202,6 +204,7 @@ def estimate_checkpoint(
     *,
     format: str = "lossless",
     codec: Codec | None = None,
+    coding: str = RANS,
     skip: str | Sequence[str] = (),
     progress: Progress | None = None,
 ) -> CompressionReport:
@@ -210,7 +213,8 @@ def estimate_checkpoint(
     A sample is up to 512 Ki weights in 8 pieces of whole tile rows. Its planes and index are
     scaled up, its head (about the same for any size) is not.
     """
-    codec, start = codec or Codec(), time.perf_counter()
+    codec = replace(codec or Codec(), coding=file_coding(coding))
+    start = time.perf_counter()
     pattern: re.Pattern[str] | None = skip_pattern(skip)
     layers = []
     with Checkpoint(src) as source:
@@ -244,15 +248,19 @@ def _estimated(source: Checkpoint, name: str, codec: Codec, format: str) -> Laye
     """What would become of a tensor that is coded."""
     entry = source.entry(name)
     layer = partial(LayerReport.of, name, entry.shape, entry.torch_dtype)
-    coded = codec.encode_matrix(_sample(source, name), format)
+    coded = encode_chosen(codec, _sample(source, name), format, Choice(codec.coding, ""))[0]
     info = coded.info
     scales = 0 if info.scale is None else 4 * (entry.shape[0] - info.rows)
     head = coded.head.numel()
     size = int((coded.nbytes - head) * entry.shape[0] / info.rows) + head + max(0, scales)
     if size >= entry.nbytes:
         return layer(STORED, reason="coding does not shrink it")
-    memory = size + resident_bytes(coded) - coded.nbytes
-    return layer(CODED, coded_bytes=size, weight_format=info.fmt.name, memory_bytes=memory)
+    said = report_of(coded)
+    if said["memory_coding"] == info.coding:
+        said["memory_bytes"] += size - coded.nbytes
+    else:
+        said["memory_bytes"] = said["memory_bytes"] * entry.shape[0] // info.rows
+    return layer(CODED, coded_bytes=size, **said)
 
 
 def _sample(source: Checkpoint, name: str) -> torch.Tensor:

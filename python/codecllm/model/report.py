@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,6 +25,9 @@ class LayerReport:
             weight of an nn.Linear or nn.Embedding: norms, biases, experts, convolutions).
         dense_bytes, coded_bytes: before and after, everything counted; equal where kept dense.
         memory_bytes: of a coded weight in memory, tables included.
+        coding: of what `coded_bytes` counts: "rans", "fixed" or "stored".
+        memory_coding: of what `memory_bytes` counts; for a folder, as it would be loaded here.
+        why: it has that coding in memory.
     """
 
     name: str
@@ -36,6 +40,9 @@ class LayerReport:
     weight_format: str = ""
     reason: str = ""
     memory_bytes: int | None = None
+    coding: str = ""
+    memory_coding: str = ""
+    why: str = ""
 
     @classmethod
     def of(
@@ -50,6 +57,9 @@ class LayerReport:
         weight_format: str = "",
         reason: str = "",
         memory_bytes: int | None = None,
+        coding: str = "",
+        memory_coding: str = "",
+        why: str = "",
     ) -> LayerReport:
         """A layer whose dense size follows from its shape and dtype. Without `coded_bytes` it stays
         dense."""
@@ -66,6 +76,9 @@ class LayerReport:
             weight_format=weight_format,
             reason=reason,
             memory_bytes=memory_bytes,
+            coding=coding,
+            memory_coding=memory_coding,
+            why=why,
         )
 
     @classmethod
@@ -81,6 +94,11 @@ class LayerReport:
     @property
     def bits_per_weight(self) -> float:
         return 8 * self.coded_bytes / max(1, self.weights)
+
+    @property
+    def memory_bits_per_weight(self) -> float | None:
+        """None where it is not known, or not coded."""
+        return None if self.memory_bytes is None else 8 * self.memory_bytes / max(1, self.weights)
 
 
 @dataclass(frozen=True)
@@ -153,6 +171,24 @@ class CompressionReport:
         weights = sum(layer.weights for layer in coded)
         return 8 * sum(layer.coded_bytes for layer in coded) / max(1, weights)
 
+    @property
+    def memory_bits_per_weight(self) -> float | None:
+        """The same in memory; None where that is not known."""
+        sizes = [layer.memory_bytes for layer in self.of(CODED)]
+        known = [size for size in sizes if size is not None]
+        weights = sum(layer.weights for layer in self.of(CODED))
+        return 8 * sum(known) / weights if weights and len(known) == len(sizes) else None
+
+    @property
+    def codings(self) -> dict[str, int]:
+        """Coded layers by what `coded_bytes` counts."""
+        return dict(Counter(layer.coding for layer in self.of(CODED)))
+
+    @property
+    def memory_codings(self) -> dict[str, int]:
+        """Coded layers by what they are in memory."""
+        return dict(Counter(layer.memory_coding for layer in self.of(CODED)))
+
     def line(self) -> str:
         """One line for people: sizes, rate, time, speed."""
         rate = self.dense_bytes / max(self.seconds, 1e-9) / 2**20
@@ -178,6 +214,13 @@ class CompressionReport:
             lines.append(self.memory.line())
         elif "memory_unknown" in self.extra:
             lines.append(f"in memory: not known, {self.extra['memory_unknown']}")
+        in_memory = [x for x in self.of(CODED) if x.memory_bytes is not None and x.memory_coding]
+        lines += [
+            f"in memory {line}"
+            for line in coding_lines(
+                (x.memory_coding, x.why, x.shape, x.memory_bytes or 0) for x in in_memory
+            )
+        ]
         if left_out := self.extra.get("left_out"):
             size = _mib(sum(left_out.values()))
             shown = ", ".join(list(left_out)[:4]) + (", ..." if len(left_out) > 4 else "")
@@ -193,6 +236,9 @@ class CompressionReport:
             "coded_bytes": self.coded_bytes,
             "ratio": self.ratio,
             "bits_per_weight": self.bits_per_weight,
+            "memory_bits_per_weight": self.memory_bits_per_weight,
+            "codings": self.codings,
+            "memory_codings": self.memory_codings,
             "seconds": self.seconds,
             "memory": asdict(self.memory) if self.memory else None,
             **self.extra,
@@ -214,12 +260,29 @@ class CompressionReport:
             "coded_bytes",
             "ratio",
             "bits_per_weight",
+            "memory_bits_per_weight",
+            "codings",
+            "memory_codings",
             "seconds",
             "memory",
             "layers",
         }
         extra = {k: v for k, v in data.items() if k not in derived}
         return CompressionReport(data["format"], layers, data["seconds"], extra, memory)
+
+
+def coding_lines(layers: Iterable[tuple[str, str, Sequence[int], int]]) -> list[str]:
+    """How weights are coded and why, in lines; from coding, reason, shape and bytes of each."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for coding, reason, shape, size in layers:
+        total = groups.setdefault((coding, reason), [0, 0, 0])
+        for i, n in enumerate((1, math.prod(shape), size)):
+            total[i] += n
+    return [
+        f"{coding}: {_count(count, 'matrix', 'matrices')}, {_mib(size)} MiB, "
+        f"{8 * size / max(1, weights):.2f} bits per weight" + (f" ({reason})" if reason else "")
+        for (coding, reason), (count, weights, size) in groups.items()
+    ]
 
 
 def _mib(n: int) -> str:

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 from codecllm_ops.codec.coded import CodedMatrix
+from codecllm_ops.codec.codings import room
+from codecllm_ops.format import Head
 
 from ..nn import STREAM_NAMES, CodedModule, obstacle
 from .plugins import skeleton_builders
@@ -89,6 +91,12 @@ def resident_bytes(coded: CodedMatrix) -> int:
     """What a coded matrix takes where it is multiplied with: its tensors, tables and scales."""
     scale = 0 if coded.scale is None else coded.scale.nbytes
     return coded.nbytes + coded.table.nbytes + scale
+
+
+def table_bytes(info: Head) -> int:
+    """What a matrix takes in memory beside its tensors: the runtime table, and scales once more."""
+    scale = 0 if info.scale is None else info.scale.nbytes
+    return room(info.coding).runtime_table(info).nbytes + scale
 
 
 def compressed_memory(model: nn.Module, reasons: Mapping[str, str]) -> Memory:

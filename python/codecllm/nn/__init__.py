@@ -1,6 +1,7 @@
 """Compressed tensors and modules: drop-in nn.Linear and nn.Embedding that hold coded streams."""
 
 from .codec import FORMATS, Codec, CompressedTensor, load_codec
+from .coding import default_coding
 from .count import count_weights, num_parameters
 from .embedding import CompressedEmbedding
 from .execution import EXACT, FUSED, Execution
@@ -30,6 +31,7 @@ __all__ = [
     "checksums_compared",
     "coded_form",
     "count_weights",
+    "default_coding",
     "dense_form",
     "load_codec",
     "num_parameters",

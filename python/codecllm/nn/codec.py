@@ -12,6 +12,8 @@ import codecllm_ops
 from codecllm_ops.codec.coded import CodedMatrix
 from codecllm_ops.codec.rans.encoder import check_options
 
+from .coding import AUTO, FIXED, check_wish
+
 
 def _lossless(weight: torch.Tensor, **options: Any) -> CodedMatrix:
     return codecllm_ops.encode(weight, **options)
@@ -42,6 +44,14 @@ def check_format(name: str) -> str:
     return name
 
 
+def check_matrix(weight: torch.Tensor) -> None:
+    """Raises ValueError unless a tensor is a matrix with values."""
+    if weight.dim() != 2:
+        raise ValueError(f"a coded matrix has two dimensions, not {list(weight.shape)}")
+    if weight.is_meta:
+        raise ValueError("a tensor on the meta device has no values to encode; load it first")
+
+
 def _require_backend(backend: str) -> None:
     if backend != "auto":
         info = codecllm_ops.backend_info()
@@ -62,6 +72,8 @@ class Codec:
         tile_cols: columns of a tile, a multiple of 16; None lets the encoder choose.
         scale_bits: precision of the frequencies, 8 to 11.
         predictor: "none", "left", or "auto" (the smaller of both, measured).
+        coding: "fixed", "rans" or "auto": what is best where a module multiplies with it
+            (coding.py), and "rans", the smallest, for a tensor that is only kept.
 
     Raises:
         ValueError: an option out of range.
@@ -72,36 +84,46 @@ class Codec:
     tile_cols: int | None = None
     scale_bits: int = 11
     predictor: str = "none"
+    coding: str = AUTO
 
     def __post_init__(self) -> None:
         check_options(self.tile_cols, self.scale_bits, self.predictor)
+        if check_wish(self.coding) == FIXED and self.rans_options:
+            raise ValueError(f"{self.rans_options}: options of rans, fixed has none of them")
         _require_backend(self.backend)
 
-    def encode_matrix(self, weight: torch.Tensor, format: str = "lossless") -> CodedMatrix:
+    @property
+    def rans_options(self) -> str:
+        """Options that say something about rans alone, in words; "" if all are as by default."""
+        plain = {"scale_bits": 11, "predictor": "none"}
+        found = {name: getattr(self, name) for name in plain}
+        return ", ".join(f"{k}={v}" for k, v in found.items() if v != plain[k])
+
+    def encode_matrix(
+        self, weight: torch.Tensor, format: str = "lossless", coding: str | None = None
+    ) -> CodedMatrix:
         """Codes a matrix.
 
         Args:
             weight: [N, K] of a coded dtype, on any device.
             format: a name in FORMATS.
+            coding: "rans" or "fixed"; None: this codec's, of which "auto" is "rans" here.
 
         Returns:
             The coded matrix, on the device of `weight`.
 
         Raises:
             ValueError: unknown format, not two dimensions, or a meta tensor.
-            UnsupportedFormatError: no weight format codes this dtype.
+            UnsupportedFormatError: no weight format codes this dtype, or "fixed" does not.
         """
-        if weight.dim() != 2:
-            raise ValueError(f"a coded matrix has two dimensions, not {list(weight.shape)}")
-        if weight.is_meta:
-            raise ValueError("a tensor on the meta device has no values to encode; load it first")
+        check_matrix(weight)
         encode = FORMATS[check_format(format)]
-        coded = encode(
-            weight.detach(),
-            tile_cols=self.tile_cols,
-            scale_bits=self.scale_bits,
-            predictor=self.predictor,
-        )
+        options: dict[str, Any] = {"tile_cols": self.tile_cols}
+        if (coding or self.coding) == FIXED:
+            options["coding"] = FIXED
+        else:
+            options |= {"scale_bits": self.scale_bits, "predictor": self.predictor}
+        coded = encode(weight.detach(), **options)
         return coded if coded.device == weight.device else coded.to(weight.device)
 
     def encode(
@@ -127,7 +149,7 @@ def load_codec(backend: str = "auto", **options: Any) -> Codec:
 
     Args:
         backend: "auto" takes the fastest there is. Any other name is a demand.
-        options: tile_cols, scale_bits, predictor; see Codec.
+        options: tile_cols, scale_bits, predictor, coding; see Codec.
 
     Raises:
         BackendUnavailableError: the demanded backend is not the one that runs here.
@@ -174,6 +196,11 @@ class CompressedTensor:
         return self.coded.nbytes
 
     @property
+    def coding(self) -> str:
+        """What it is kept in: "rans", "fixed" or "stored"."""
+        return self.coded.coding
+
+    @property
     def ratio(self) -> float:
         """Bytes of the dense tensor / bytes kept."""
         return self._shape.numel() * self._dtype.itemsize / self.nbytes
@@ -198,7 +225,8 @@ class CompressedTensor:
     def __repr__(self) -> str:
         return (
             f"CompressedTensor(shape={list(self.shape)}, dtype={self.dtype}, "
-            f"format={self.format!r}, bits_per_weight={self.bits_per_weight:.2f})"
+            f"format={self.format!r}, coding={self.coding!r}, "
+            f"bits_per_weight={self.bits_per_weight:.2f})"
         )
 
 

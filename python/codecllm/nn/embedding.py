@@ -26,6 +26,7 @@ class CompressedEmbedding(CodedModule, nn.Embedding):
         codec: Codec | None = None,
         format: str = "lossless",
         *,
+        coding: str = "auto",
         exact: bool = False,
         statistics: bool = False,
     ) -> None:
@@ -38,7 +39,7 @@ class CompressedEmbedding(CodedModule, nn.Embedding):
         reason = unsupported_option(embedding)
         if reason:
             raise ValueError(f"an embedding with {reason} cannot be compressed")
-        self._code(embedding, codec, format, exact_or_fused(exact), statistics)
+        self._code(embedding, codec, format, coding, exact_or_fused(exact), statistics)
 
     @classmethod
     def from_streams(

@@ -30,6 +30,7 @@ class CompressedLinear(CodedModule, nn.Linear):
         codec: Codec | None = None,
         format: str = "lossless",
         *,
+        coding: str = "auto",
         exact: bool = False,
         statistics: bool = False,
     ) -> None:
@@ -39,7 +40,7 @@ class CompressedLinear(CodedModule, nn.Linear):
             ValueError: unknown format, or the weight is on the meta device.
             UnsupportedFormatError: no weight format codes the weight's dtype.
         """
-        self._code(linear, codec, format, exact_or_fused(exact), statistics)
+        self._code(linear, codec, format, coding, exact_or_fused(exact), statistics)
 
     @classmethod
     def from_streams(

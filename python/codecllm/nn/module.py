@@ -32,6 +32,7 @@ from .codec import Codec
 from .execution import EXACT, FUSED, Execution, exact_or_fused
 from .holder import StreamHolder, Streams
 from .ops import Coded, checking, decode
+from .recode import encode_module
 from .statistics import Statistics
 from .streams import (
     STREAM_DTYPES,
@@ -50,11 +51,12 @@ from .weight import CodedWeight
 class CodedModule(StreamHolder):
     """Mixin of CompressedLinear and CompressedEmbedding: rows x cols weights as coded streams."""
 
-    weight_table: torch.Tensor  # int32 [segments, 8 + 2^scale_bits]
+    weight_table: torch.Tensor  # int32 [segments, *]: what the coding keeps at run time
     weight_scale: torch.Tensor | None  # float32 [1] or [rows]
     dtype_like: torch.Tensor  # [0], carries the dense dtype through .half() and .to(dtype)
     execution: Execution
     statistics: Statistics | None
+    coding_reason: str  # why the weight has the coding that it has, for people
 
     _head: Head | None  # of the matrix that the tables are of
     _layout: int
@@ -81,14 +83,16 @@ class CodedModule(StreamHolder):
         dense: nn.Module,
         codec: Codec | None,
         format: str,
+        coding: str,
         execution: Execution,
         statistics: bool,
     ) -> None:
         """Becomes the compressed form of `dense`."""
         weight = dense.weight
         assert isinstance(weight, torch.Tensor)
-        coded = (codec or Codec()).encode_matrix(weight, format)
+        coded, why = encode_module(codec or Codec(), weight, format, coding)
         self._fill(self._options_of(dense), coded, weight.dtype, execution)
+        self.coding_reason = why
         self.training = dense.training
         self.statistics = Statistics() if statistics else None
 
@@ -136,6 +140,7 @@ class CodedModule(StreamHolder):
                 embedding puts out.
         """
         self._head = self._operand = self._live = self.statistics = None
+        self.coding_reason = ""
         self._known = ()
         self._hold(streams, device)
         device = self.streams[0].device
@@ -197,6 +202,11 @@ class CodedModule(StreamHolder):
     def coded(self) -> CodedMatrix:
         """The streams as a CodedMatrix; it shares their memory."""
         return CodedMatrix(*(s.detach() for s in self.streams))
+
+    @property
+    def coding(self) -> str:
+        """What the streams hold: "fixed", "rans" or "stored"; "" where there are none yet."""
+        return "" if self._head is None else self._head.coding
 
     @property
     def ready(self) -> bool:

@@ -26,7 +26,7 @@ _COMPRESSED: dict[type[nn.Module], type[CodedModule]] = {
     nn.Embedding: CompressedEmbedding,
 }
 _OURS = {"dtype_like", "weight_table", "weight_scale", *STREAM_NAMES}
-_OWN = {"execution", "statistics", "_head", "_known", "_operand", "_live"}
+_OWN = {"execution", "statistics", "coding_reason", "_head", "_known", "_operand", "_live"}
 
 
 def obstacle(module: nn.Module) -> str | None:

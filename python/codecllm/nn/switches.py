@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
+
+from codecllm_ops.codec.coded import CodedMatrix, lasting
 
 from .module import CodedModule
 from .statistics import Statistics
@@ -14,6 +18,16 @@ def sync_tables(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, CodedModule) and has_bytes(module.weight_head):
             module.rebuild()
+
+
+def replace_streams(modules: Iterable[CodedModule], coded: CodedMatrix) -> None:
+    """Gives modules that share their four Parameters other contents; the Parameters stay."""
+    modules = list(modules)
+    with lasting():
+        for parameter, tensor in zip(modules[0].streams, coded.tensors(), strict=True):
+            parameter.data = tensor
+    for module in modules:
+        module.rebuild()
 
 
 def set_exact(model: nn.Module, exact: bool = True) -> None:
