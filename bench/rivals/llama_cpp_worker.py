@@ -37,7 +37,8 @@ def prefill(model, length):
 
 
 def _best(model):
-    return int(numpy.argmax(model.scores[model.n_tokens - 1]))
+    logits = llama_cpp.llama_get_logits_ith(model.ctx, -1)
+    return int(numpy.ctypeslib.as_array(logits, (model.n_vocab(),)).argmax())
 
 
 def main(path, threads):

@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-from codecllm_ops.format import UnsupportedFormatError
-
 from .timing import DENSE, Effort, Ratio, Times, collect
 
 Load = Callable[[str], Any]
@@ -124,7 +122,9 @@ def _loaded(load: Load, sides: Sequence[str], absent: dict[str, str]) -> dict[st
     for side in sides:
         try:
             models[side] = load(side)
-        except UnsupportedFormatError as error:
+        except ValueError as error:
+            if side == DENSE:
+                raise
             absent[side] = str(error)
     return models
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -13,13 +14,14 @@ import torch
 
 from codecllm_ops.format import UnsupportedFormatError
 
+from ..model.compress_folder import compress_checkpoint
 from .generation import GenerationResult, Work, measure_generation
 from .linear import LinearResult, measure_group
 from .machine import free_bytes, machine
 from .memory import MemoryResult, measure_memory
 from .report import BenchReport
 from .timing import DENSE, Effort
-from .weights import dense_bytes, model_groups, normal_groups
+from .weights import dense_bytes, is_compressed, model_groups, normal_groups
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 512)
 CODINGS = ("fixed", "rans")
@@ -60,7 +62,8 @@ def run_bench(
     """Measures dense against coded weights on this machine's CPU.
 
     Args:
-        folder: a checkpoint, compressed or not. None: products of normal matrices only.
+        folder: a checkpoint, compressed or not; None: products of normal matrices only. One that is
+            not is compressed into a temporary folder (TMPDIR), for tokens and memory.
         batches: rows of x; None: 1 to 512, quick: 1, 8 and 64.
         codings: of CODINGS, compared with the dense weights; None: those that the weights have.
         parts: of PARTS; None: those that are possible here.
@@ -79,8 +82,8 @@ def run_bench(
     plan = QUICK if quick else FULL
     if batches:
         plan = replace(plan, batches=tuple(batches))
-    with _threads(threads):
-        run = _Run(folder, plan, codings or CODINGS, progress)
+    with _threads(threads), contextlib.ExitStack() as stack:
+        run = _Run(folder, plan, codings or CODINGS, progress, stack)
         for part in parts or PARTS:
             reason = run.obstacle(part)
             if reason is None:
@@ -98,9 +101,15 @@ class _Run:
     """One run; each part is a method, and fills what the report is made from."""
 
     def __init__(
-        self, folder: Path | None, plan: Plan, codings: Sequence[str], progress: Progress
+        self,
+        folder: Path | None,
+        plan: Plan,
+        codings: Sequence[str],
+        progress: Progress,
+        stack: contextlib.ExitStack,
     ) -> None:
-        self._folder, self._plan, self._progress = folder, plan, progress
+        self._folder, self._plan, self._progress, self._stack = folder, plan, progress, stack
+        self._compressed: Path | None = None
         self._codings = tuple(codings)
         self._linear: list[LinearResult] = []
         self._generation: GenerationResult | None = None
@@ -132,10 +141,8 @@ class _Run:
     def tokens(self) -> None:
         from ..integrations.any_folder import load_folder  # only this part needs transformers
 
-        assert self._folder is not None
-        folder = self._folder
-
         def load(side: str) -> Any:
+            folder = self._folder_of(side)
             self._progress(f"tokens per second, {side}")
             return load_folder(folder, None if side == DENSE else side)
 
@@ -149,12 +156,30 @@ class _Run:
         )
 
     def memory(self) -> None:
-        assert self._folder is not None
         for side in self._sides():
+            folder = self._folder_of(side)
             self._progress(f"memory, {side}")
             self._memory[side] = measure_memory(
-                self._folder, side, self._plan.work.tokens, torch.get_num_threads()
+                folder, side, self._plan.work.tokens, torch.get_num_threads()
             )
+
+    def _folder_of(self, side: str) -> Path:
+        """What a side is loaded from. A plain folder is compressed for the others, once."""
+        assert self._folder is not None
+        if side == DENSE:
+            return self._folder
+        if self._compressed is None:
+            self._compressed = self._folder if is_compressed(self._folder) else self._compress()
+        return self._compressed
+
+    def _compress(self) -> Path:
+        """Compresses the folder into a temporary one."""
+        assert self._folder is not None
+        self._progress("compressing")
+        target = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="codecllm-bench-"))
+        compressed = Path(target) / "compressed"
+        compress_checkpoint(self._folder, compressed, jobs=torch.get_num_threads())
+        return compressed
 
     def _sides(self) -> list[str]:
         return [DENSE, *(c for c in self._codings if c not in self.absent)]

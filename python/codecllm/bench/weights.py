@@ -94,6 +94,12 @@ def _wanted(nbytes: int) -> int:
     return max(1, -(-min(4 * cache_bytes(), 256 << 20) // nbytes))
 
 
+def is_compressed(folder: Path) -> bool:
+    """Whether weights of a checkpoint are coded."""
+    with Checkpoint(folder) as source:
+        return bool(source.coded_names())
+
+
 def dense_bytes(folder: Path) -> int:
     """Of all weights of a checkpoint, decoded."""
     with Checkpoint(folder) as source:
