@@ -1,4 +1,4 @@
-"""A model of TinyLlama's shape, 1.1 billion random normal weights: large enough that memory decides.
+"""A model of TinyLlama's shape with 1.1 billion random normal weights: memory decides its speed.
 
 python bench/tinyllama.py     # writes build/bench/tinyllama and its compressed forms, 5.4 GB
 """

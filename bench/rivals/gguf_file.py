@@ -12,7 +12,11 @@ from safetensors import safe_open
 
 
 def write_gguf(folder: Path, path: Path) -> Path:
-    """Matrices keep their bits, those of q and k in another order of rows; norms are float32, as llama.cpp wants them. No vocabulary."""
+    """Writes `path`, unless it is there.
+
+    Matrices keep their bits, those of q and k in another order of rows. Norms are float32, as
+    llama.cpp wants them. No vocabulary.
+    """
     if path.exists():
         return path
     config = json.loads((folder / "config.json").read_text())
