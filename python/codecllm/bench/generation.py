@@ -95,7 +95,7 @@ def measure_generation(
             return None
         for side, model in models.items():
             texts[side] = generate(model, work.prompt, work.tokens).tokens
-        runs = {s: partial(_token_seconds, m, work) for s, m in models.items()}
+        runs = {s: partial(token_seconds, m, work) for s, m in models.items()}
         decode |= collect(runs, effort).seconds
         if work.long_prompt:
             runs = {s: partial(_prefill_seconds, m, work) for s, m in models.items()}
@@ -182,8 +182,9 @@ def generate(model: Any, prompt: int, tokens: int, **options: Any) -> Generated:
     return Generated(out[0, prompt:].tolist(), [at - begin for at in clock.at[1:]])
 
 
-def _token_seconds(model: Any, work: Work) -> float:
-    at = generate(model, work.prompt, work.tokens).at
+def token_seconds(model: Any, work: Work, **options: Any) -> float:
+    """Seconds of a token after the first, on average over a text."""
+    at = generate(model, work.prompt, work.tokens, **options).at
     return (at[-1] - at[0]) / (len(at) - 1)
 
 

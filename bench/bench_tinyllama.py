@@ -1,0 +1,119 @@
+"""A model of 1.1 billion weights: tokens per second, a long prompt, loading, memory, llama.cpp.
+
+Writes its folders on first use (tinyllama.py), 7.6 GB with that of llama.cpp, which runs where
+LLAMA_CPP_PYTHON names an interpreter that has llama-cpp-python.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from tinyllama import FOLDER, coded_folder, dense_folder
+
+from codecllm.bench.generation import Work, generate, measure_generation, token_seconds
+from codecllm.bench.memory import measure_memory
+from codecllm.bench.timing import DENSE, Effort, collect
+
+pytest.importorskip("transformers")
+from transformers import CompileConfig
+
+from codecllm.integrations.any_folder import load_folder
+
+SIDES = (DENSE, "fixed", "rans")
+EFFORT = Effort(5, 60.0, 9)
+
+
+def folder_of(side):
+    return dense_folder() if side == DENSE else coded_folder("rans")
+
+
+def load(side):
+    return load_folder(folder_of(side), None if side == DENSE else side)
+
+
+def once(benchmark, call):
+    """pytest-benchmark wants to time something; these tests take turns themselves."""
+    return benchmark.pedantic(call, rounds=1)
+
+
+def test_tokens_per_second(benchmark, threads):
+    threads(2)
+    absent = {}
+    found = once(
+        benchmark,
+        lambda: measure_generation(load, SIDES, Work(), EFFORT, at_once=True, absent=absent),
+    )
+    assert not absent
+    benchmark.extra_info.update(found.to_dict())
+
+
+@torch.inference_mode()
+def test_compiled_with_a_static_cache(benchmark, threads):
+    """What torch.compile adds for each side, and how codings compare when all are compiled."""
+    threads(2)
+    compiled = CompileConfig(fullgraph=True, mode="default")
+    compiled._compile_all_devices = True  # else transformers compiles for GPUs only
+    options = {"cache_implementation": "static", "compile_config": compiled}
+    calls, texts = {}, {}
+    for side in SIDES:
+        model = load(side)
+        for name, more in ((side, {}), (f"{side}, compiled", options)):
+            texts[name] = generate(model, 16, 24, **more).tokens
+            calls[name] = lambda model=model, more=more: token_seconds(model, Work(), **more)
+    times = once(benchmark, lambda: collect(calls, EFFORT))
+    for name in calls:
+        benchmark.extra_info[name] = {
+            "tokens_per_second": round(1 / times.median(name), 2),
+            "of_dense_speed": times.speed(name, DENSE).to_dict(),
+            "same_tokens": sum(a == b for a, b in zip(texts[name], texts[DENSE], strict=True)),
+        }
+
+
+@pytest.mark.parametrize(
+    ("folder", "side"),
+    [("rans", DENSE), ("rans", "fixed"), ("rans", "rans"), ("fixed", "fixed"), ("dense", DENSE)],
+)
+def test_memory_of_loading(benchmark, folder, side):
+    """Each load in a process of its own: time to the loaded model and to its first token, peaks."""
+    path = dense_folder() if folder == "dense" else coded_folder(folder)
+    measure_memory(path, side, 2, 2)  # brings the files into the page cache
+    runs = once(benchmark, lambda: [measure_memory(path, side, 2, 2) for _ in range(3)])
+    best = min(runs, key=lambda run: run.load_seconds)
+    benchmark.extra_info.update(
+        {name: round(n / 1e6) for name, n in best.to_dict().items() if name != "load_seconds"},
+        unit="MB",
+        load_seconds=[round(run.load_seconds, 3) for run in runs],
+    )
+
+
+def test_against_llama_cpp(benchmark, threads):
+    """bfloat16 in llama.cpp, same weights and same tokens, in a process that sleeps meanwhile."""
+    if "LLAMA_CPP_PYTHON" not in os.environ:
+        pytest.skip("LLAMA_CPP_PYTHON names no interpreter with llama-cpp-python")
+    from rivals.gguf_file import write_gguf
+    from rivals.llama_cpp import LlamaCpp
+
+    threads(2)
+    work = Work()
+    gguf = write_gguf(dense_folder(), FOLDER / "tinyllama.gguf")
+    models = {side: load(side) for side in SIDES}
+    with LlamaCpp(os.environ["LLAMA_CPP_PYTHON"], gguf, threads=2) as rival:
+        tokens = rival.ask("decode", work.prompt, work.tokens)["tokens"]
+        assert tokens == generate(models[DENSE], work.prompt, work.tokens).tokens
+        calls = {s: lambda m=m: token_seconds(m, work) for s, m in models.items()}
+        calls["llama.cpp"] = lambda: (
+            rival.ask("decode", work.prompt, work.tokens)["seconds"] / (work.tokens - 1)
+        )
+        times = once(benchmark, lambda: collect(calls, EFFORT))
+        calls = {s: lambda m=m: generate(m, work.long_prompt, 1).at[0] for s, m in models.items()}
+        calls["llama.cpp"] = lambda: rival.ask("prefill", work.long_prompt)["seconds"]
+        prompts = collect(calls, Effort(3, 0.0))
+    benchmark.extra_info["about"] = rival.about
+    for side in calls:
+        benchmark.extra_info[side] = {
+            "tokens_per_second": round(1 / times.median(side), 2),
+            "of_llama_cpp_speed": times.speed(side, "llama.cpp").to_dict(),
+            "prefill_of_llama_cpp_speed": prompts.speed(side, "llama.cpp").to_dict(),
+        }
