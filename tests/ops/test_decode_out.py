@@ -11,7 +11,6 @@ from cases import (
     BACKENDS,
     EMPTY_SHAPES,
     every_backend,
-    every_format,
     random_words,
     running,
     to_tensor,
@@ -30,10 +29,13 @@ def poisoned(shape, dtype) -> torch.Tensor:
 
 
 @every_backend
-@every_format
-def test_the_words_are_written_into_the_buffer(fmt, backend):
+@pytest.mark.parametrize(
+    ("coding", "fmt"), [*(("rans", f) for f in FORMATS.values()), ("fixed", BF16)],
+    ids=lambda v: getattr(v, "name", v),
+)  # fmt: skip
+def test_the_words_are_written_into_the_buffer(coding, fmt, backend):
     w = weights(33, 70, fmt)
-    coded = ops.encode(w, tile_cols=32, allow_stored=False)
+    coded = ops.encode(w, tile_cols=32, allow_stored=False, coding=coding)
     out = poisoned(w.shape, w.dtype)
     with running(backend):
         assert ops.decode(coded, out=out) is out

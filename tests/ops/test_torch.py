@@ -28,6 +28,13 @@ def coded_int8() -> CodedMatrix:
     return ops.encode(q, scale=scale, tile_cols=32, allow_stored=False)
 
 
+def coded_fixed() -> CodedMatrix:
+    """With two listed weights."""
+    w = weights(33, 64, BF16)
+    w[3, 5], w[32, 63] = 2.0**20, 2.0**-40
+    return ops.encode(w, tile_cols=32, allow_stored=False, coding="fixed")
+
+
 def matrices() -> dict[str, CodedMatrix]:
     return {name: m.prepare() for name, m in _matrices().items()}
 
@@ -40,6 +47,8 @@ def _matrices() -> dict[str, CodedMatrix]:
         "int8": coded_int8(),
         "stored": ops.encode(to_tensor(random_words(33, 64, FORMATS["int8"]), FORMATS["int8"])),
         "two segments": CodedMatrix.concat_rows([bf16, bf16]),
+        "fixed": coded_fixed(),
+        "fixed, two segments": CodedMatrix.concat_rows([bf16, bf16]).to("fixed"),
     }
 
 
@@ -78,6 +87,7 @@ def test_opcheck_encode():
     opcheck(codecllm.encode.default, (weights(33, 64, BF16),), {"allow_stored": False})
     q, scale = ops.quantize_int8(weights(33, 64, BF16))
     opcheck(codecllm.encode.default, (q, scale), {"tile_cols": 32, "predictor": "auto"})
+    opcheck(codecllm.encode.default, (weights(33, 64, BF16),), {"coding": "fixed"})
 
 
 # ---- autograd -----------------------------------------------------------------------------------
@@ -215,8 +225,9 @@ def test_transforms_of_torch_func_equal_those_of_the_dense_layer(name, transform
 
 
 @pytest.mark.filterwarnings("error")
-def test_forward_mode_without_torch_func():
-    m = MATRICES["int8"]
+@pytest.mark.parametrize("name", ["int8", "fixed"])
+def test_forward_mode_without_torch_func(name):
+    m = MATRICES[name]
     x, tangent = torch.randn(2, 3, 64)
     with torch.autograd.forward_ad.dual_level():
         y = ops.decode_linear(torch.autograd.forward_ad.make_dual(x, tangent), m)
@@ -295,8 +306,9 @@ def test_compiled_forward_and_backward_equal_eager(name, dynamic):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="inductor needs a C++ compiler")
-def test_inductor_runs_it_between_its_own_kernels():
-    layer = Layer(MATRICES["int8"])
+@pytest.mark.parametrize("name", ["int8", "fixed"])
+def test_inductor_runs_it_between_its_own_kernels(name):
+    layer = Layer(MATRICES[name])
     x = torch.randn(3, 64, requires_grad=True)
     compiled = torch.compile(layer, fullgraph=True)
     torch.testing.assert_close(compiled(x), layer(x))
@@ -322,8 +334,9 @@ def test_dynamic_shapes_compile_once():
     assert len(graphs) == 1
 
 
-def test_functions_on_a_coded_matrix_compile():
-    m = coded_int8()  # fresh: nothing has used it before the compiler
+@pytest.mark.parametrize("make", [coded_int8, coded_fixed])
+def test_functions_on_a_coded_matrix_compile(make):
+    m = make()  # fresh: nothing has used it before the compiler
 
     def call(x, ids):
         rows = ops.decode_rows(ids, m, torch.float32)
@@ -353,9 +366,10 @@ def test_transforms_compile(transform):
     torch.testing.assert_close(compiled(x, bias), call(x, bias))
 
 
+@pytest.mark.parametrize("name", ["int8", "fixed"])
 @pytest.mark.parametrize("strict", [False, True])
-def test_export_with_a_dynamic_batch(strict):
-    layer = Layer(MATRICES["int8"], bias=False)
+def test_export_with_a_dynamic_batch(strict, name):
+    layer = Layer(MATRICES[name], bias=False)
     batch = torch.export.Dim("batch", min=2, max=4096)
     program = torch.export.export(
         layer, (torch.randn(3, 64),), dynamic_shapes={"x": {0: batch}}, strict=strict

@@ -76,7 +76,8 @@ def encode(
     head = head_of(_FORMAT, *weight.shape, None, NO_SCALE)
     if not allow_stored or size < weight.nbytes + len(head.pack()):
         return tensors
-    return assemble(head, _bytes(weight), b"", np.zeros(0, np.int32), weight.device)
+    words = _bytes(weight).clone()  # it may be the weight's own memory
+    return assemble(head, words, b"", np.zeros(0, np.int32), weight.device)
 
 
 def encode_words(words: torch.Tensor, tile_cols: int | None = None) -> tuple[torch.Tensor, ...]:
