@@ -1,7 +1,7 @@
 """A model of 1.1 billion weights: tokens per second, a long prompt, loading, memory, llama.cpp.
 
-Writes its folders on first use (tinyllama.py), 7.6 GB with that of llama.cpp, which runs where
-LLAMA_CPP_PYTHON names an interpreter that has llama-cpp-python.
+tinyllama.py writes the folders. llama.cpp runs where LLAMA_CPP_PYTHON names an interpreter that has
+llama-cpp-python.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 
 import pytest
 import torch
-from tinyllama import FOLDER, coded_folder, dense_folder
+from tinyllama import FOLDER, folder, load
 
 from codecllm.bench.generation import Work, generate, measure_generation, token_seconds
 from codecllm.bench.memory import measure_memory
@@ -19,18 +19,8 @@ from codecllm.bench.timing import DENSE, Effort, collect
 pytest.importorskip("transformers")
 from transformers import CompileConfig
 
-from codecllm.integrations.any_folder import load_folder
-
 SIDES = (DENSE, "fixed", "rans")
 EFFORT = Effort(5, 60.0, 9)
-
-
-def folder_of(side):
-    return dense_folder() if side == DENSE else coded_folder("rans")
-
-
-def load(side):
-    return load_folder(folder_of(side), None if side == DENSE else side)
 
 
 def once(benchmark, call):
@@ -72,12 +62,18 @@ def test_compiled_with_a_static_cache(benchmark, threads):
 
 
 @pytest.mark.parametrize(
-    ("folder", "side"),
-    [("rans", DENSE), ("rans", "fixed"), ("rans", "rans"), ("fixed", "fixed"), ("dense", DENSE)],
+    ("name", "side"),
+    [
+        ("tinyllama", DENSE),
+        ("tinyllama-rans", DENSE),
+        ("tinyllama-rans", "fixed"),
+        ("tinyllama-rans", "rans"),
+        ("tinyllama-fixed", "fixed"),
+    ],
 )
-def test_memory_of_loading(benchmark, folder, side):
+def test_memory_of_loading(benchmark, name, side):
     """Each load in a process of its own: time to the loaded model and to its first token, peaks."""
-    path = dense_folder() if folder == "dense" else coded_folder(folder)
+    path = folder(name)
     measure_memory(path, side, 2, 2)  # brings the files into the page cache
     runs = once(benchmark, lambda: [measure_memory(path, side, 2, 2) for _ in range(3)])
     best = min(runs, key=lambda run: run.load_seconds)
@@ -97,7 +93,7 @@ def test_against_llama_cpp(benchmark, threads):
 
     threads(2)
     work = Work()
-    gguf = write_gguf(dense_folder(), FOLDER / "tinyllama.gguf")
+    gguf = write_gguf(folder("tinyllama"), FOLDER / "tinyllama.gguf")
     models = {side: load(side) for side in SIDES}
     with LlamaCpp(os.environ["LLAMA_CPP_PYTHON"], gguf, threads=2) as rival:
         tokens = rival.ask("decode", work.prompt, work.tokens)["tokens"]

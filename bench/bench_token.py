@@ -6,22 +6,20 @@ microseconds each, which are taken off: measured by hooks on a module that does 
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 
 import pytest
 import torch
-from tinyllama import coded_folder, dense_folder
+from tinyllama import load
 from torch import nn
 
 from codecllm.bench.timing import DENSE
 
 pytest.importorskip("transformers")
-from codecllm.integrations.any_folder import load_folder
 
 SIDES = (DENSE, "fixed", "rans")
-TOKENS, PAST = 8, 16
+ROUNDS, TOKENS, PAST = 5, 8, 16
 
 
 class Stopwatch:
@@ -75,8 +73,7 @@ def test_around_the_products(benchmark, threads, count):
     from transformers import DynamicCache
 
     threads(count)
-    models = {s: load_folder(dense_folder() if s == DENSE else coded_folder("rans"),
-                             None if s == DENSE else s) for s in SIDES}  # fmt: skip
+    models = {side: load(side) for side in SIDES}
     watches = {side: Stopwatch() for side in SIDES}
     for side, model in models.items():
         for module in model.modules():
@@ -84,7 +81,7 @@ def test_around_the_products(benchmark, threads, count):
                 watches[side].watch(module)
     inside, in_all = hook_seconds()
     ids, taken = torch.tensor([[7]]), {side: [] for side in SIDES}
-    for _ in range(int(os.environ.get("ROUNDS", "5"))):
+    for _ in range(ROUNDS):
         for side, model in models.items():
             cache = DynamicCache(config=model.config)
             with torch.inference_mode():
