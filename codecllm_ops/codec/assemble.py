@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import zlib
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -21,6 +23,15 @@ def bytes_of(t: torch.Tensor) -> memoryview:
     return memoryview(buffer).cast("B")
 
 
+def crc32(t: torch.Tensor) -> int:
+    """CRC-32 of the bytes of a contiguous tensor, as zlib computes it; of one on a GPU it waits."""
+    if not t.numel():
+        return 0
+    if torch._C._dispatch_has_kernel_for_dispatch_key("codecllm::_crc32", "CPU"):
+        return torch.ops.codecllm._crc32(t.detach().cpu().view(torch.uint8))  # 5 times as fast
+    return zlib.crc32(bytes_of(t))
+
+
 def assemble(head: Head, stream, raw, index, device=None) -> tuple[torch.Tensor, ...]:
     """stream, raw, index, head on `device`.
 
@@ -30,7 +41,8 @@ def assemble(head: Head, stream, raw, index, device=None) -> tuple[torch.Tensor,
     """
     parts = [_as_tensor(b, torch.uint8) for b in (stream, raw)]
     parts.append(_as_tensor(index, torch.int32))
-    head = head.with_crcs(*(bytes_of(p) for p in parts))
+    sums = zip(("crc_stream", "crc_raw", "crc_index"), map(crc32, parts), strict=True)
+    head = replace(head, stream_bytes=parts[0].numel(), **dict(sums))
     packed = torch.frombuffer(bytearray(head.pack()), dtype=torch.uint8)
     return tuple(p.to(device) for p in (*parts, packed))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from ..format.errors import CorruptStreamError
 from ..format.head import Head
 from ..format.layout_word import CODINGS, Layout
 from . import codings
-from .assemble import assemble, bytes_of
+from .assemble import assemble, bytes_of, crc32
 from .operand import Operand
 
 PARTS = {
@@ -198,7 +197,7 @@ class CodedMatrix:
         if checksums:
             expected = (info.crc_stream, info.crc_raw, info.crc_index)
             for name, t, crc in zip(PARTS, self.tensors(), expected, strict=False):
-                found = zlib.crc32(bytes_of(t))
+                found = crc32(t)
                 if found != crc:
                     raise CorruptStreamError(
                         f"{name}: CRC-32 {found:#010x}, the head says {crc:#010x}"

@@ -6,6 +6,7 @@
 #include "../cpu/crc32.h"
 #include "../cpu/kernels.h"
 #include "coded_args.h"
+#include "huge_pages.h"
 #include "parallel.h"
 
 namespace codecllm {
@@ -61,6 +62,7 @@ std::tuple<Tensor, Tensor, Tensor> to_fixed(const Tensor& stream, const Tensor& 
   const int64_t tiles = view.tile_rows * across.count();
   const int64_t row_bytes = across.fixed_row_bytes();
   Tensor plane = make_empty(stream, {view.tile_rows * row_bytes}, ScalarType::Byte);
+  prefer_huge_pages(plane.mutable_data_ptr<uint8_t>(), size_t(plane.numel()));
   Tensor ends = make_empty(stream, {tiles, 1}, ScalarType::Int);
   std::vector<FixedEntries> entries(static_cast<size_t>(cols ? view.tile_rows : 0));
   const FixedTarget target = {bases.const_data_ptr<int32_t>(), int(tile_cols),

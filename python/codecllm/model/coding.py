@@ -1,8 +1,7 @@
 """set_coding: the compressed modules of a model from one coding to another, in place.
 
 READ ME FIRST
-1. Modules that share streams are one group: converted once, and sharing afterwards. The Parameters
-   stay the objects they are; their contents change.
+1. Modules that share streams are one group: converted once, and sharing afterwards.
 2. No variable may keep an old matrix alive beyond its turn: the peak is the result and what is
    being converted. Largest first, because the result is small then.
 3. What cannot be read (on meta, offloaded, sharded) keeps its coding, as does what gains nothing.
@@ -26,7 +25,7 @@ from codecllm_ops.format import Head
 from ..nn import CodedModule
 from ..nn.coding import AUTO, FIXED, Choice, Device, Wish, decide, free_bytes, wish
 from ..nn.mapped import MappedFiles
-from ..nn.recode import about_fixed_bytes, keeps, recoded
+from ..nn.recode import about_fixed_bytes, doubtful, keeps, recoded
 from ..nn.streams import has_bytes
 from ..nn.switches import replace_streams
 from .report import coding_lines
@@ -275,7 +274,7 @@ def as_loaded(info: Head, resident: int) -> dict[str, Any]:
     choice = decide(wish(), Device.of("cpu"))
     coding, why, size = info.coding, choice.reason, resident
     if coding != choice.coding:
-        why = _ENCODED if coding == FIXED else keeps(info)
+        why = _ENCODED if coding == FIXED else keeps(info) or doubtful(info)
         if not why:
             coding, why, size = FIXED, choice.reason, about_fixed_bytes(info)
     return {"memory_bytes": size, "memory_coding": coding, "why": why}

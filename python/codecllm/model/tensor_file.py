@@ -4,8 +4,10 @@ The safetensors package maps files; mapped pages count as resident, and a file c
 map kills the process. Here every read is a pread into memory that the caller owns, and every
 number in a header is checked against the size of the file.
 
-Layout: 8 bytes length, JSON header (padded to 8 with spaces), data. We sort as the package does:
-larger dtypes first, so that all tensors are aligned to their element size.
+Layout: 8 bytes length, JSON header (padded with spaces), data without gaps. First come the tensors
+whose size is a multiple of 64 bytes (planes, and weights of most models), so that all of them begin
+at one and a map of the file has them where kernels load best; then the others as the package sorts,
+larger dtypes first, so that all are aligned to their element size.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ DTYPES: dict[str, torch.dtype] = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER = 100_000_000
 CHUNK = 8 << 20
+ALIGN = 64  # bytes of a cache line, and of the widest register of a CPU
 
 
 @contextmanager
@@ -246,7 +249,7 @@ def write_tensors(
     Raises:
         OSError: no space, no permission; nothing is left at `path`.
     """
-    ordered = sorted(items, key=lambda i: (-i.dtype.itemsize, i.name))
+    ordered = sorted(items, key=lambda i: (i.nbytes % ALIGN > 0, -i.dtype.itemsize, i.name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     at = 0
     for item in ordered:
@@ -257,7 +260,7 @@ def write_tensors(
         }
         at += item.nbytes
     packed = json.dumps(header, separators=(",", ":")).encode()
-    packed += b" " * (-len(packed) % 8)
+    packed += b" " * (-(8 + len(packed)) % ALIGN)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with naming_file(path), open(temporary, "wb") as f:

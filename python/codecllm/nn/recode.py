@@ -10,6 +10,7 @@ from codecllm_ops.codec.fixed.window import sampled_rows
 from codecllm_ops.format import FORMATS, Head
 from codecllm_ops.format.geometry import GROUP_COLS, TILE_ROWS, ceil_div
 from codecllm_ops.format.segments import FIXED_CODES, MAX_FIXED_BASE
+from codecllm_ops.ops import calls
 
 from .codec import Codec, check_matrix
 from .coding import AUTO, FIXED, RANS, Choice, Device, Wish, decide, wish
@@ -33,15 +34,31 @@ def keeps(info: Head) -> str:
         return "stored: coding does not shrink it"
     if info.fmt.name != FIXED_FORMAT:
         return f"{info.fmt.name}: fixed is for {FIXED_FORMAT}"
-    if info.coding == RANS and (share := _outside_by_tables(info)) > _HOPELESS:
-        return _too_many(share)
     return ""
 
 
-def keeps_dense(weight: torch.Tensor) -> str:
-    """The same of a dense weight, bfloat16 [N, K], from a sample of its rows."""
-    rows = torch.from_numpy(sampled_rows(weight.shape[0])).to(weight.device)
-    bits = weight.detach()[rows].view(torch.int16).flatten().to(torch.int32) & 0x7FFF
+def doubtful(info: Head) -> str:
+    """Why a rans matrix probably stays what it is, as far as its tables tell; ""."""
+    share = _outside_by_tables(info) if info.coding == RANS else 0.0
+    return f"up to {_too_many(share)}" if share > _HOPELESS else ""
+
+
+def hopeless(coded: CodedMatrix) -> str:
+    """Why converting would be in vain, from tables and, where those do not tell, a sample; ""."""
+    if not doubtful(coded.info):
+        return ""
+    rows = torch.from_numpy(sampled_rows(coded.shape[0])).to(coded.device)
+    return hopeless_words(calls.rows(rows, coded.operand, None))
+
+
+def hopeless_dense(weight: torch.Tensor) -> str:
+    """The same of a dense weight, bfloat16 [N, K]."""
+    return hopeless_words(weight.detach()[torch.from_numpy(sampled_rows(weight.shape[0]))])
+
+
+def hopeless_words(words: torch.Tensor) -> str:
+    """The same of a sample, bfloat16 [*, K]."""
+    bits = words.view(torch.int16).flatten().to(torch.int32) & 0x7FFF
     exponents = bits >> 7
     exponents[(exponents == 0) & (bits != 0)] = _NEVER  # subnormals
     counts = torch.bincount(exponents, minlength=256).cpu().numpy()
@@ -73,16 +90,14 @@ def _outside(counts: np.ndarray) -> float:
 
 
 def _outside_by_tables(info: Head) -> float:
-    """From the frequencies of pairs; an escape counts as outside. 0 where tables do not tell."""
-    if info.predictor or not info.rows:
-        return 0.0
+    """At most: escapes may be anything. Tables are of exponents where there is no predictor."""
     share = 0.0
     for segment in info.segments:
         counts = np.zeros(256, np.int64)
         for i in (segment.pairs // 32, segment.pairs % 32):
             np.add.at(counts, segment.window_base + i, segment.freqs)
         counts[_NEVER] += (2 << info.scale_bits) - counts.sum()
-        share += segment.rows / info.rows * _outside(counts)
+        share = max(share, 1.0 if info.predictor else _outside(counts))
     return share
 
 
@@ -125,7 +140,7 @@ def encode_chosen(
     if choice.coding == RANS:
         return codec.encode_matrix(weight, format, RANS), choice.reason
     check_matrix(weight)
-    reason = never_fixed(weight.dtype, format) or keeps_dense(weight)
+    reason = never_fixed(weight.dtype, format) or hopeless_dense(weight)
     if not reason:
         coded = codec.encode_matrix(weight, format, FIXED)
         reason = too_many_listed(coded.info)
@@ -156,7 +171,12 @@ def recoded(
         return coded, ""
     if (coded.info.stored or coding == FIXED) and (reason := keeps(coded.info)):
         return coded, reason
-    converted = coded.to(coding, **({"tile_cols": tile_cols} if tile_cols else {}))
+    if coding == FIXED and (reason := hopeless(coded)):
+        return coded, reason
+    try:
+        converted = coded.to(coding, **({"tile_cols": tile_cols} if tile_cols else {}))
+    except RuntimeError as error:
+        raise calls.typed(error) from None
     if coding == FIXED and (reason := too_many_listed(converted.info)):
         return coded, reason
     return converted, ""

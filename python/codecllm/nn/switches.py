@@ -10,7 +10,7 @@ from codecllm_ops.codec.coded import CodedMatrix, lasting
 
 from .module import CodedModule
 from .statistics import Statistics
-from .streams import has_bytes
+from .streams import STREAM_NAMES, Stream, has_bytes
 
 
 def sync_tables(model: nn.Module) -> None:
@@ -21,12 +21,16 @@ def sync_tables(model: nn.Module) -> None:
 
 
 def replace_streams(modules: Iterable[CodedModule], coded: CodedMatrix) -> None:
-    """Gives modules that share their four Parameters other contents; the Parameters stay."""
-    modules = list(modules)
+    """Gives modules that share their four Parameters four others, which they share again.
+
+    Not other contents to the same Parameters: a CodedWeight that somebody still holds goes on with
+    streams that belong together, and so does a forward in another thread.
+    """
     with lasting():
-        for parameter, tensor in zip(modules[0].streams, coded.tensors(), strict=True):
-            parameter.data = tensor
+        streams = [Stream(tensor) for tensor in coded.tensors()]
     for module in modules:
+        for name, stream in zip(STREAM_NAMES, streams, strict=True):
+            setattr(module, name, stream)
         module.rebuild()
 
 
