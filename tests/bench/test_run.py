@@ -69,6 +69,8 @@ def test_weights_are_so_many_that_no_cache_holds_them(monkeypatch, wide):
     assert len({w.data_ptr() for w in group.weights}) == 8
     (group, *_) = model_groups(wide, 1)
     assert len(group.weights) == 32 and group.layers == 6
+    (group,) = normal_groups([(16, 16)])
+    assert len(group.weights) == 256
 
 
 def wrong_product(x, coded, bias=None):

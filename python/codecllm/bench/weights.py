@@ -89,9 +89,10 @@ def _wanted(nbytes: int) -> int:
     """How many matrices of a size are read in turn.
 
     Together four times the last cache, dense, so that also the coded ones (2/3 of that) come from
-    memory, as they do when a whole model is read between two uses; at most 256 MiB.
+    memory, as they do when a whole model is read between two uses; at most 256 MiB, and at most 256
+    matrices: such small ones cost their calls and not their bytes.
     """
-    return max(1, -(-min(4 * cache_bytes(), 256 << 20) // nbytes))
+    return max(1, min(256, -(-min(4 * cache_bytes(), 256 << 20) // nbytes)))
 
 
 def is_compressed(folder: Path) -> bool:
