@@ -89,7 +89,7 @@ def test_against_llama_cpp(benchmark, threads):
     if "LLAMA_CPP_PYTHON" not in os.environ:
         pytest.skip("LLAMA_CPP_PYTHON names no interpreter with llama-cpp-python")
     from rivals.gguf_file import write_gguf
-    from rivals.llama_cpp import LlamaCpp
+    from rivals.client import LlamaCpp
 
     threads(2)
     work = Work()
