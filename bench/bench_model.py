@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from timing import alternate
+
+from codecllm.bench.generation import Work, measure_generation
+from codecllm.bench.timing import DENSE, Effort
 
 BUILD = Path(__file__).parents[1] / "build" / "demo"
-NEW_TOKENS = 32
 
 PEAK_OF_COMPRESS = """
 import sys, torch, codecllm
@@ -26,33 +27,24 @@ print(status('VmHWM') - idle)
 
 
 def test_tokens_per_second(benchmark, threads):
-    transformers = pytest.importorskip("transformers")
-    import codecllm
+    pytest.importorskip("transformers")
+    from codecllm.integrations.any_folder import load_folder
 
-    if not (BUILD / "smollm2-codecllm").exists():
-        pytest.skip("run `make demo` first: it writes both folders")
+    if not (BUILD / "smollm2-rans").exists():
+        pytest.skip("run `make demo` first: it writes the folders")
     threads(2)
-    dense = transformers.AutoModelForCausalLM.from_pretrained(
-        BUILD / "smollm2-bf16", dtype=torch.bfloat16
-    )
-    fused = codecllm.load_compressed_model(BUILD / "smollm2-codecllm", device="cpu")
-    ids = torch.arange(100, 116)[None]
 
-    def generate(model):
-        return model.generate(
-            ids, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False
-        )
+    def load(side):
+        if side == DENSE:
+            return load_folder(BUILD / "smollm2-bf16")
+        return load_folder(BUILD / "smollm2-rans", side)
 
-    assert generate(fused).shape == generate(dense).shape == (1, 16 + NEW_TOKENS)
-    ours, theirs = alternate(lambda: generate(fused), lambda: generate(dense), rounds=7)
-    benchmark.pedantic(lambda: generate(fused), rounds=1)
-    benchmark.extra_info.update(
-        {
-            "tokens/s": round(NEW_TOKENS / ours, 1),
-            "bf16 tokens/s": round(NEW_TOKENS / theirs, 1),
-            "of_bf16_speed": round(theirs / ours, 3),
-        }
-    )
+    def measure():
+        work, effort = Work(tokens=32), Effort(7, 30.0, 15)
+        sides = (DENSE, "fixed", "rans")
+        return measure_generation(load, sides, work, effort, at_once=True, absent={})
+
+    benchmark.extra_info.update(benchmark.pedantic(measure, rounds=1).to_dict())
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

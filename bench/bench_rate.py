@@ -5,6 +5,7 @@ import torch
 from shapes import minilm, normal, smollm2
 
 import codecllm_ops as ops
+from codecllm.model.skeleton import resident_bytes
 
 SOURCES = {
     "normal-4096x4096": lambda: iter([normal(4096, 4096, torch.float32)]),
@@ -20,14 +21,18 @@ def order0_entropy(q: torch.Tensor) -> float:
     return float(-(p * p.log2()).sum())
 
 
+@pytest.mark.parametrize("coding", ["rans", "fixed"])
 @pytest.mark.parametrize("source", SOURCES)
-def test_bf16(benchmark, source):
+def test_bf16(benchmark, source, coding):
     weights = [w.bfloat16() for w in SOURCES[source]()]
-    coded = benchmark.pedantic(lambda: [ops.encode(w) for w in weights], rounds=1)
+    coded = benchmark.pedantic(lambda: [ops.encode(w, coding=coding) for w in weights], rounds=1)
     for w, c in zip(weights, coded, strict=True):
         assert torch.equal(ops.decode(c).view(torch.int16), w.view(torch.int16))
-    bits = 8 * sum(c.nbytes for c in coded) / sum(w.numel() for w in weights)
-    benchmark.extra_info["bits_per_weight"] = round(bits, 4)
+    n = sum(w.numel() for w in weights)
+    benchmark.extra_info.update(
+        bits_per_weight=round(8 * sum(c.nbytes for c in coded) / n, 4),
+        bits_in_memory=round(8 * sum(map(resident_bytes, coded)) / n, 4),
+    )
 
 
 @pytest.mark.parametrize("source", SOURCES)

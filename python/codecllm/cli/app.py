@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .errors import guarded
-from .progress import progress
+from .progress import progress, status
 
 if TYPE_CHECKING:
     from ..model.inspect_folder import VerifyResult
@@ -263,6 +263,51 @@ def generate(
         print(
             "prompts went in as messages of a chat; --no-chat continues their text", file=sys.stderr
         )
+
+
+@app.command()
+def bench(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Checkpoint, compressed or not. Without: products only."),
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(help="Rows of x; may be repeated. Default: 1 to 512.")
+    ] = None,
+    coding: Annotated[
+        list[str] | None, typer.Option(help="fixed or rans; may be repeated. Default: both.")
+    ] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="linear, tokens or memory; may be repeated. Default: all."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Default: torch's.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes, sizes, rounds.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure speed and memory on this machine: dense weights against coded ones."""
+    from ..bench import run_bench
+    from .bench_tables import heading, notes, tables
+
+    with status() as show:
+        report = run_bench(
+            folder,
+            batches=batch,
+            codings=coding,
+            parts=part,
+            threads=threads,
+            quick=quick,
+            progress=show,
+        )
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=2))
+        return
+    print(heading(report))
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    for table in tables(report):
+        console.print()
+        console.print(table)
+    print("".join(f"\n{note}" for note in notes(report)))
 
 
 @app.command()

@@ -34,6 +34,16 @@ def progress(label: str) -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
+@contextmanager
+def status() -> Iterator[Callable[[str], None]]:
+    """Yields a callback that is told what is done next. Only who watches sees it."""
+    if not sys.stderr.isatty():
+        yield lambda what: None
+        return
+    with Console(stderr=True).status("") as shown:
+        yield shown.update
+
+
 def _lines(label: str) -> Callable[[str, int, int], None]:
     last = time.monotonic()
 
