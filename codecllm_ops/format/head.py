@@ -10,6 +10,7 @@ import numpy as np
 
 from . import scales, segments
 from .errors import UnsupportedFormatError
+from .fixed import FIXED_PLANE_BITS, LISTED_BYTES, MAX_FIXED_TILE_COLS
 from .geometry import MAX_TILE_COLS, STREAM_ALIGN, STREAM_PAD, Grid, record_ints
 from .segments import MAX_DIM, Segment, need
 from .weight_formats import FORMATS, WeightFormat, by_id
@@ -23,9 +24,6 @@ MIN_SCALE_BITS, MAX_SCALE_BITS = 8, 11
 MAX_LEN_BITS = 16
 PREDICTORS = ("none", "left")
 FLAGS = {"rans": 0, "stored": 1, "fixed": 2}
-MAX_FIXED_TILE_COLS = 4096  # the list has 12 bits for a column of a tile
-LISTED_BYTES = 4
-FIXED_PLANE_BITS = (12,)
 
 _HEADER = struct.Struct("<4sHBBQQIBBBBIIQIIII")
 _CRC_OFFSET = _HEADER.size - 4

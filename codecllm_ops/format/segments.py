@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .errors import CorruptStreamError
+from .fixed import MAX_FIXED_BASE
 from .weight_formats import WeightFormat
 
 RECORD = struct.Struct("<QBBHI")
 MAX_INDEX = 30  # of a residual inside the window of rans
-FIXED_CODES = 15  # exponents in the window of fixed
-MAX_FIXED_BASE = 254 - FIXED_CODES
 MAX_DIM = (1 << 31) - 16
 MAX_SEGMENTS = 4096  # a table of 18 bytes becomes a slot table of 8 KiB
 

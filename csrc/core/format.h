@@ -167,19 +167,29 @@ CLLM_HD constexpr int64_t raw_tile_bytes(const WeightFormat& f, int groups) {
 }
 
 // Coding fixed: four pairs of 12 bits a weight in three containers; weights that have no place
-// there are entries of a list, row << 28 | col << 16 | word, row and column in the tile.
+// there are entries of a list.
 constexpr int kFixedContainers = 3;
+constexpr int kFixedUnit = 4;    // groups whose containers are whole quads
 constexpr int kFixedCodes = 15;  // exponents window_base + 1 and up
 constexpr int kMaxFixedBase = 254 - kFixedCodes;
 constexpr int kMaxFixedTileCols = 4096;
 constexpr int kListedBytes = 4;
 constexpr uint32_t kFixedPlace = 0x87ff87ff;  // sign, code (bits 7..10), mantissa of both halves
+constexpr uint32_t kFixedCode = 0x07800780;
 // Bits of pair 3 that each container has, shifted to the left by 4, 8, and rotated by 12.
 constexpr uint32_t kFixedSpread[] = {0x07800780, 0x00780078, 0x80078007};
 
 CLLM_HD constexpr int64_t fixed_tile_bytes(int groups) {
   return 4 * kLanes * kFixedContainers * int64_t(groups);
 }
+
+// An entry of the list: row and column in the tile, and the word. Its upper half is its position.
+CLLM_HD constexpr uint32_t list_entry(int row, int col, uint32_t word) {
+  return uint32_t(row) << 28 | uint32_t(col) << 16 | word;
+}
+CLLM_HD constexpr int entry_row(uint32_t entry) { return int(entry >> 28); }
+CLLM_HD constexpr int entry_col(uint32_t entry) { return int(entry >> 16 & 0xfff); }
+static_assert(kMaxFixedTileCols == 0x1000, "an entry has 12 bits for its column");
 
 // 32-bit word of container i of a lane inside a plane: quads, so that a lane reads 16 bytes.
 CLLM_HD constexpr int container_at(int i, int lane, int count) {

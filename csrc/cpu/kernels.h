@@ -10,7 +10,7 @@ namespace codecllm {
 // Rows of x that linear_fixed.h keeps sums of in registers: beside a tile decoded in scratch, and
 // while it decodes.
 constexpr int kBlockRows = 6, kFewRows = 6, kFewFloatRows = 4;
-constexpr int kFixedUnitGroups = 4;  // groups whose containers are whole quads
+constexpr int kFixedUnitGroups = kFixedUnit;
 
 // How x meets decoded weights.
 enum class LinearPath {

@@ -11,9 +11,8 @@
 namespace codecllm {
 namespace {
 
-constexpr uint32_t kFixedCode = 0x07800780, kFixedMantissa = 0x007f007f;  // of both halves
+constexpr uint32_t kFixedMantissa = 0x007f007f;  // of both halves
 constexpr int kFixedCodeShift = 7;
-constexpr int kFixedUnit = 4;  // groups whose containers are whole quads
 constexpr int kFixedUnitContainers = kFixedUnit * kFixedContainers;
 constexpr int kFixedGroupBytes = int(fixed_tile_bytes(1)),
               kFixedUnitBytes = kFixedUnit * kFixedGroupBytes;
@@ -48,12 +47,11 @@ CLLM_INLINE typename V::reg halves_to_words(typename V::reg halves, typename V::
 
 // ---- the list -----------------------------------------------------------------------------------
 
-// row << 28 | col << 16 | word, row and column in the tile.
 struct FixedEntry {
   uint32_t bits;
 
-  CLLM_INLINE int row() const { return int(bits >> 28); }
-  CLLM_INLINE int col() const { return int(bits >> 16 & 0xfff); }
+  CLLM_INLINE int row() const { return entry_row(bits); }
+  CLLM_INLINE int col() const { return entry_col(bits); }
   CLLM_INLINE uint32_t position() const { return bits >> 16; }
   CLLM_INLINE uint16_t word() const { return uint16_t(bits); }
 };

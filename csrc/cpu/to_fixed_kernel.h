@@ -52,7 +52,7 @@ inline void list_unknown(const V::reg (&words)[kPairsPerGroup],
     for (; unknown; unknown &= unknown - 1) {
       const int half = __builtin_ctz(unknown), lane = first_lane + half / 2;
       const int col = first_col + pair_col(lane, j) + half % 2;
-      entries.add(uint32_t(pair_row(lane, j)) << 28 | uint32_t(col) << 16 | halves[half]);
+      entries.add(list_entry(pair_row(lane, j), col, halves[half]));
     }
   }
 }

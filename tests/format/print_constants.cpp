@@ -44,6 +44,15 @@ int main() {
   key("max_index", kEscapeIndex - 1);
   key("table_header", kTableHeader);
   key("rans_l", kRansL);
+  key("fixed_containers", kFixedContainers);
+  key("fixed_unit", kFixedUnit);
+  key("fixed_codes", kFixedCodes);
+  key("max_fixed_base", kMaxFixedBase);
+  key("max_fixed_tile_cols", kMaxFixedTileCols);
+  key("listed_bytes", kListedBytes);
+  key("fixed_place", kFixedPlace);
+  key("fixed_code", kFixedCode);
+  key("list_entry", list_entry(15, 0xabc, 0x1234));
 
   printf("}, \"layout\": [");
   for (const LayoutField& f : kLayoutFields)
@@ -54,6 +63,7 @@ int main() {
   key("scale_kinds", kScaleKinds);
   key("rans", int(Coding::rans));
   key("stored", int(Coding::stored));
+  key("fixed", int(Coding::fixed));
   key("row_scale", kRowScale);
 
   const int groups[] = {1, 2, 3, 5, 8, 31, 32, 1024};
@@ -85,7 +95,16 @@ int main() {
     printf("]");
   });
 
-  printf("}, \"containers\": {");
+  printf("}, \"fixed_tile_bytes\": [");
+  for (int g : groups) printf("%s%lld", g == 1 ? "" : ", ", (long long)fixed_tile_bytes(g));
+  printf("], \"fixed_spread\": [");
+  comma = "";
+  for (uint32_t mask : kFixedSpread) {
+    printf("%s%u", comma, mask);
+    comma = ", ";
+  }
+
+  printf("], \"containers\": {");
   for (int bits = 1; bits <= 16; bits *= 2) {
     printf("%s\"%d\": [", bits == 1 ? "" : ", ", bits);
     for (int g : groups) printf("%s%d", g == 1 ? "" : ", ", containers(bits, g));

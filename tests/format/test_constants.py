@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from codecllm_ops.codec import order
 from codecllm_ops.codec.rans import reference, tables
 from codecllm_ops.format import (
     FORMATS,
     GROUP_COLS,
     LANES,
     TILE_ROWS,
+    fixed,
     geometry,
     head,
     layout_word,
@@ -57,6 +59,15 @@ def test_sizes_are_equal(cpp):
         "max_index": segments.MAX_INDEX,
         "table_header": tables.TABLE_HEADER,
         "rans_l": reference.RANS_L,
+        "fixed_containers": fixed.FIXED_CONTAINERS,
+        "fixed_unit": fixed.FIXED_UNIT,
+        "fixed_codes": fixed.FIXED_CODES,
+        "max_fixed_base": fixed.MAX_FIXED_BASE,
+        "max_fixed_tile_cols": fixed.MAX_FIXED_TILE_COLS,
+        "listed_bytes": fixed.LISTED_BYTES,
+        "fixed_place": fixed.FIXED_PLACE,
+        "fixed_code": fixed.FIXED_CODE,
+        "list_entry": 15 << 28 | 0xABC << 16 | 0x1234,
     }
 
 
@@ -67,6 +78,7 @@ def test_layout_has_the_same_fields(cpp):
         "scale_kinds": len(scales.SCALE_KINDS),
         "rans": layout_word.CODINGS.index("rans"),
         "stored": layout_word.CODINGS.index("stored"),
+        "fixed": layout_word.CODINGS.index("fixed"),
         "row_scale": scales.ROW_SCALE,
     }
 
@@ -115,6 +127,17 @@ def test_raw_planes_of_a_tile_have_the_same_size(cpp):
         assert all(size % 128 == 0 for size in expected)
     for bits in (1, 2, 4, 8, 16):
         assert cpp["containers"][str(bits)] == [containers(bits, groups) for groups in GROUPS]
+
+
+def test_plane_of_fixed_has_the_same_size_and_bits(cpp):
+    widths = [GROUP_COLS * groups for groups in GROUPS]
+    assert cpp["fixed_tile_bytes"] == [plane_tile_bytes(fixed.FIXED_PLANE_BITS, w) for w in widths]
+    assert cpp["fixed_spread"] == [mask for mask, _ in fixed.FIXED_SPREAD]
+    # Three containers hold each of the twelve bits of a half once, and so does the fourth pair.
+    masks = [mask for mask, _ in fixed.FIXED_SPREAD]
+    assert sum(masks) == masks[0] | masks[1] | masks[2] == fixed.FIXED_PLACE
+    for mask, by in fixed.FIXED_SPREAD:
+        assert order.rotate_left(mask, by) & fixed.FIXED_PLACE == 0
 
 
 def test_slot_table_entry_has_the_same_fields(cpp):

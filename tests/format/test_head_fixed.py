@@ -9,7 +9,7 @@ import pytest
 import codecllm_ops as ops
 from cases import weights
 from codecllm_ops.format import FORMATS, CorruptStreamError, Head, Segment, UnsupportedFormatError
-from codecllm_ops.format.head import MAX_FIXED_TILE_COLS
+from codecllm_ops.format.fixed import MAX_FIXED_TILE_COLS
 from head_cases import MAXIMUM, changed
 
 

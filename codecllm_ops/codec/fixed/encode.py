@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from ...format.errors import UnsupportedFormatError
-from ...format.geometry import TILE_ROWS, ceil_div, default_tile_cols
-from ...format.head import MAX_FIXED_TILE_COLS, Head
+from ...format.fixed import FIXED_UNIT, MAX_FIXED_TILE_COLS
+from ...format.geometry import GROUP_COLS, TILE_ROWS, ceil_div, default_tile_cols
+from ...format.head import Head
 from ...format.layout_word import CODINGS, Layout
 from ...format.scales import NO_SCALE
 from ...format.segments import Segment
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ..coded import CodedMatrix
 
 _FORMAT = FORMATS["bf16"]
-_UNIT_COLS = 64  # four groups: three quads, and no smaller ones at the end of a tile
+_UNIT_COLS = FIXED_UNIT * GROUP_COLS  # tiles of whole quads
 
 
 def check_format(name: str) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ...format.head import LISTED_BYTES, Head
+from ...format.fixed import LISTED_BYTES
+from ...format.head import Head
 from ..tiles import cut_tiles, joined_segments, plane_of
 
 if TYPE_CHECKING:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from ...format.errors import CorruptStreamError
+from ...format.fixed import FIXED_CODES, FIXED_CONTAINERS, FIXED_PLACE, FIXED_SPREAD
 from ...format.geometry import GROUP_COLS, LANES, TILE_ROWS, ceil_div
 from ...format.head import Head
-from ...format.segments import FIXED_CODES, Segment
+from ...format.segments import Segment
 from ...format.weight_formats import FORMATS
 from ..order import container_at, pair_position, rotate_left
-
-_CONTAINERS = 3  # of a lane and group
-_IN_PLACE = 0x87FF87FF
 
 
 def encode(
@@ -55,7 +53,7 @@ def in_place(word: int, window_base: int) -> int | None:
 
 def pack_tile(halves: np.ndarray, groups: int) -> bytes:
     """The plane of a padded tile [16, 16 * groups] of halves."""
-    count = _CONTAINERS * groups
+    count = FIXED_CONTAINERS * groups
     out = np.zeros(count * LANES, "<u4")
     for group in range(groups):
         for lane in range(LANES):
@@ -64,31 +62,25 @@ def pack_tile(halves: np.ndarray, groups: int) -> bytes:
                 row, col = pair_position(lane, j)
                 first, second = halves[row, GROUP_COLS * group + col :][:2].tolist()
                 a.append(first | second << 16)
-            r = (
-                a[0] | (a[3] & 0x07800780) << 4,
-                a[1] | (a[3] & 0x00780078) << 8,
-                a[2] | rotate_left(a[3] & 0x80078007, 12),
-            )
-            for i in range(_CONTAINERS):
-                out[container_at(_CONTAINERS * group + i, lane, count)] = r[i]
+            for i, (mask, by) in enumerate(FIXED_SPREAD):
+                container = a[i] | rotate_left(a[3] & mask, by)
+                out[container_at(FIXED_CONTAINERS * group + i, lane, count)] = container
     return out.tobytes()
 
 
 def unpack_tile(plane: bytes, groups: int) -> np.ndarray:
     """The inverse of pack_tile."""
-    count = _CONTAINERS * groups
+    count = FIXED_CONTAINERS * groups
     data = np.frombuffer(plane, "<u4")
     halves = np.zeros((TILE_ROWS, GROUP_COLS * groups), np.int64)
     for group in range(groups):
         for lane in range(LANES):
-            r = [
-                int(data[container_at(_CONTAINERS * group + i, lane, count)])
-                for i in range(_CONTAINERS)
-            ]
-            spread = (
-                r[0] >> 4 & 0x07800780 | r[1] >> 8 & 0x00780078 | rotate_left(r[2], 20) & 0x80078007
-            )
-            for j, pair in enumerate((*(x & _IN_PLACE for x in r), spread)):
+            a, fourth = [], 0
+            for i, (mask, by) in enumerate(FIXED_SPREAD):
+                r = int(data[container_at(FIXED_CONTAINERS * group + i, lane, count)])
+                a.append(r & FIXED_PLACE)
+                fourth |= rotate_left(r, 32 - by) & mask
+            for j, pair in enumerate((*a, fourth)):
                 row, col = pair_position(lane, j)
                 halves[row, GROUP_COLS * group + col :][:2] = pair & 0xFFFF, pair >> 16
     return halves
@@ -110,7 +102,7 @@ def decode(head: Head, plane: bytes, listed: bytes, ends: np.ndarray) -> np.ndar
                 first_col = col_tile * head.tile_cols
                 groups = grid.cols_of(col_tile) // GROUP_COLS
                 begin = grid.plane_offset(tile_row, col_tile)
-                size = 4 * LANES * _CONTAINERS * groups
+                size = 4 * LANES * FIXED_CONTAINERS * groups
                 halves = unpack_tile(plane[begin : begin + size], groups)
                 mine = entries[int(ends[tile - 1]) if tile else 0 : int(ends[tile])]
                 width = min(head.tile_cols, head.cols - first_col)

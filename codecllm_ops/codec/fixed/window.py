@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ...format.segments import FIXED_CODES, MAX_FIXED_BASE
+from ...format.fixed import FIXED_CODES, MAX_FIXED_BASE
 
 SAMPLED_ROWS = 64
 """Of a segment. A sample, so that a matrix is read once, and rows, so that the choice is the same

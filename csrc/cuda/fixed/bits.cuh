@@ -6,7 +6,6 @@
 
 namespace codecllm::cuda {
 
-constexpr uint32_t kCode = 0x07800780;  // in a pair register
 // The fourth pair: its codes are in the first container, four bits to the left; mantissa bits 3..6
 // in the second, eight to the left; the rest in the third, rotated by twelve: a half further.
 constexpr uint32_t kInFirst = kFixedSpread[0], kInSecond = kFixedSpread[1],
@@ -30,7 +29,7 @@ CLLM_HD void pack_pairs(const uint32_t (&pairs)[kPairsPerGroup], uint32_t (&r)[k
 // 12 bits of each half to words: code 0 stays 0, others get the window's exponent `base` below
 // them. Codes are at most 15: adding 15 to one carries into bit 11 if it is not 0.
 CLLM_HD uint32_t words_of_pair(uint32_t pair, uint32_t base) {
-  const uint32_t coded = ((pair & kCode) + kCode) >> 11 & 0x00010001;
+  const uint32_t coded = ((pair & kFixedCode) + kFixedCode) >> 11 & 0x00010001;
   return pair + coded * (base << 7);
 }
 
@@ -41,12 +40,5 @@ CLLM_HD bool bits_of_word(uint32_t word, uint32_t base, uint32_t& bits) {
   bits = coded ? (word & 0x807f) | code << 7 : zero ? word : 0;
   return coded || zero;
 }
-
-// An entry of the list: row << 28 | col << 16 | word.
-CLLM_HD constexpr uint32_t list_entry(int row, int col, uint32_t word) {
-  return uint32_t(row) << 28 | uint32_t(col) << 16 | word;
-}
-CLLM_HD constexpr int entry_row(uint32_t entry) { return int(entry >> 28); }
-CLLM_HD constexpr int entry_col(uint32_t entry) { return int(entry >> 16 & 0xfff); }
 
 }  // namespace codecllm::cuda

@@ -7,9 +7,8 @@
 
 namespace codecllm::cuda {
 
-// Groups that a lane reads in three quads of 16 bytes.
-constexpr int kUnitGroups = 4;
-constexpr int kUnitBytes = kUnitGroups * kFixedContainers * 4 * kLanes;
+// A unit: the groups that a lane reads in three quads of 16 bytes.
+constexpr int kUnitBytes = int(fixed_tile_bytes(kFixedUnit));
 
 struct FixedTile : LocatedTile {
   const uint8_t* plane;
@@ -48,12 +47,12 @@ struct FixedUnit {
   // Calls f(containers, group) for the four groups.
   template <class Each>
   CLLM_DEVICE void each(Each&& f) const {
-    const uint32_t c[kUnitGroups][kFixedContainers] = {{quads[0].x, quads[0].y, quads[0].z},
-                                                       {quads[0].w, quads[1].x, quads[1].y},
-                                                       {quads[1].z, quads[1].w, quads[2].x},
-                                                       {quads[2].y, quads[2].z, quads[2].w}};
+    const uint32_t c[kFixedUnit][kFixedContainers] = {{quads[0].x, quads[0].y, quads[0].z},
+                                                      {quads[0].w, quads[1].x, quads[1].y},
+                                                      {quads[1].z, quads[1].w, quads[2].x},
+                                                      {quads[2].y, quads[2].z, quads[2].w}};
 #pragma unroll
-    for (int group = 0; group < kUnitGroups; ++group) f(c[group], group);
+    for (int group = 0; group < kFixedUnit; ++group) f(c[group], group);
   }
 };
 
@@ -69,7 +68,7 @@ CLLM_DEVICE void for_each_group(const FixedTile& tile, int lane, Each&& f) {
     unit.each([&](const auto& containers, int group) { f(containers, group % 2); });
   };
   const uint8_t* at = tile.plane + 16 * lane;
-  const int units = tile.groups / kUnitGroups;
+  const int units = tile.groups / kFixedUnit;
   if constexpr (Ahead) {
     int left = uniform(units);
     FixedUnit even, odd;
@@ -94,7 +93,7 @@ CLLM_DEVICE void for_each_group(const FixedTile& tile, int lane, Each&& f) {
   }
   const int count = kFixedContainers * tile.groups;
 #pragma unroll 1
-  for (int group = units * kUnitGroups; group < tile.groups; ++group) {
+  for (int group = units * kFixedUnit; group < tile.groups; ++group) {
     uint32_t containers[kFixedContainers];
 #pragma unroll
     for (int i = 0; i < kFixedContainers; ++i)

@@ -8,8 +8,8 @@ import torch
 from codecllm_ops.codec.coded import CodedMatrix
 from codecllm_ops.codec.fixed.window import sampled_rows
 from codecllm_ops.format import FORMATS, Head
+from codecllm_ops.format.fixed import FIXED_CODES, MAX_FIXED_BASE
 from codecllm_ops.format.geometry import GROUP_COLS, TILE_ROWS, ceil_div
-from codecllm_ops.format.segments import FIXED_CODES, MAX_FIXED_BASE
 from codecllm_ops.ops import calls
 
 from .codec import Codec, check_matrix

@@ -11,10 +11,16 @@ import torch
 from ....codec.operand import Operand
 from ....codec.tiles import TABLE_HEADER
 from ....format.errors import CorruptStreamError
+from ....format.fixed import (
+    FIXED_CODE,
+    FIXED_CODES,
+    FIXED_CONTAINERS,
+    FIXED_PLACE,
+    FIXED_PLANE_BITS,
+    FIXED_SPREAD,
+)
 from ....format.geometry import GROUP_COLS, LANES, TILE_ROWS, Grid, ceil_div
-from ....format.head import FIXED_PLANE_BITS
 from ....format.layout_word import Layout
-from ....format.segments import FIXED_CODES
 from .lanes import (
     bytes_of_containers,
     containers_of,
@@ -25,10 +31,8 @@ from .lanes import (
 )
 
 _MAX_TILE_ROWS = 256  # at once: bounds the memory of the int64 intermediates
-_IN_PLACE = 0x87FF  # the 12 bits of a half
-_CODE, _MANTISSA = 0x0780, 0x007F
-# Bits of pair 3 that each container holds, and how far to the left of their place.
-_SPREAD = ((0x07800780, 4), (0x00780078, 8), (0x80078007, 12))
+_HALF = 0xFFFF
+_CODE, _MANTISSA = FIXED_CODE & _HALF, 0x007F
 _WORD = 0xFFFFFFFF
 
 
@@ -68,14 +72,16 @@ class _Matrix:
         """12 bits in place, int64 [T, 16, width]."""
         groups = self.grid.cols_of(col_tile) // GROUP_COLS
         begin = self.grid.plane_offset(tile_rows, col_tile)
-        reach = torch.arange(4 * LANES * 3 * groups, device=self.stream.device)
-        lanes = from_quads(containers_of(self.stream[begin[:, None] + reach]), 3 * groups)
-        r = lanes.view(len(tile_rows), groups, 3, LANES)
+        reach = torch.arange(4 * LANES * FIXED_CONTAINERS * groups, device=self.stream.device)
+        lanes = from_quads(
+            containers_of(self.stream[begin[:, None] + reach]), FIXED_CONTAINERS * groups
+        )
+        r = lanes.view(len(tile_rows), groups, FIXED_CONTAINERS, LANES)
         pair = torch.zeros_like(r[:, :, 0])
-        for i, (mask, by) in enumerate(_SPREAD):
+        for i, (mask, by) in enumerate(FIXED_SPREAD):
             pair = pair | (_rotated(r[:, :, i], -by) & mask)
-        pairs = torch.stack((*(r[:, :, i] for i in range(3)), pair), dim=2)
-        return lanes_to_rows(pairs & _IN_PLACE, pairs >> 16 & _IN_PLACE)
+        pairs = torch.cat((r & FIXED_PLACE, pair[:, :, None]), dim=2)
+        return lanes_to_rows(pairs & _HALF, pairs >> 16)
 
 
 def _rotated(ints: torch.Tensor, left: int) -> torch.Tensor:
@@ -235,7 +241,8 @@ def _pack_tiles(halves: torch.Tensor) -> torch.Tensor:
     lanes = rows_to_lanes(halves)
     pairs = lanes[..., 0] | lanes[..., 1] << 16  # [T, group, j, lane]
     r = [
-        pairs[:, :, i] | _rotated(pairs[:, :, 3] & mask, by) for i, (mask, by) in enumerate(_SPREAD)
+        pairs[:, :, i] | _rotated(pairs[:, :, 3] & mask, by)
+        for i, (mask, by) in enumerate(FIXED_SPREAD)
     ]
     containers = torch.stack(r, dim=2).flatten(1, 2)
     return bytes_of_containers(to_quads(containers))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ....codec.tiles import TABLE_HEADER
 from ....format.errors import CorruptStreamError
-from ....format.head import FIXED_PLANE_BITS, LISTED_BYTES, MAX_FIXED_TILE_COLS
+from ....format.fixed import FIXED_PLANE_BITS, FIXED_UNIT, LISTED_BYTES, MAX_FIXED_TILE_COLS
 from ....format.weight_formats import FORMATS
 from .arguments import Coded
 from .source_fixed import SOURCE
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SOURCE", "STEP", "check", "code_of", "indexed", "is_wide", "plane_bits"]
 
-STEP = 4  # groups that share quads
+STEP = FIXED_UNIT
 
 
 def code_of(layout: Layout) -> str:

@@ -21,16 +21,26 @@ import triton
 import triton.language as tl
 from triton.language.target_info import cuda_capability_geq
 
+from ....format.fixed import (
+    FIXED_CODE,
+    FIXED_CONTAINERS,
+    FIXED_PLACE,
+    FIXED_PLANE_BITS,
+    FIXED_SPREAD,
+    MAX_FIXED_BASE,
+)
 from .arguments import Source
 from .planes import container_at, containers
 from .tiles import FIRST_TILE_ROW, segment_of
 
-BITS = tl.constexpr(12)  # of a weight in the plane
-GROUP_CONTAINERS = tl.constexpr(3)
-CODES = tl.constexpr(0x07800780)  # of both halves
-IN_PLACE = tl.constexpr(0x87FF87FF)  # sign, code and mantissa of both halves
+BITS = tl.constexpr(FIXED_PLANE_BITS[0])  # of a weight in the plane
+GROUP_CONTAINERS = tl.constexpr(FIXED_CONTAINERS)
+CODES = tl.constexpr(FIXED_CODE)  # of both halves
+IN_PLACE = tl.constexpr(FIXED_PLACE)
+# Of the fourth pair in each container; shifted by 4 and 8, and rotated by 12.
+SPREAD_0, SPREAD_1, SPREAD_2 = (tl.constexpr(mask) for mask, _ in FIXED_SPREAD)
 BIAS = tl.constexpr(127)
-MAX_BASE = tl.constexpr(239)
+MAX_BASE = tl.constexpr(MAX_FIXED_BASE)
 # It has no arithmetic on bfloat16, whatever the device.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -155,9 +165,9 @@ def _quad(at):
 def _group(quads, place, WORDS: tl.constexpr):
     """The pairs of a group's containers."""
     r0, r1, r2 = quads
-    code = (r0 >> 4) & CODES
-    upper = (r1 >> 8) & 0x00780078
-    rest = ((r2 >> 12) | (r2 << 20)) & 0x80078007
+    code = (r0 >> 4) & SPREAD_0
+    upper = (r1 >> 8) & SPREAD_1
+    rest = ((r2 >> 12) | (r2 << 20)) & SPREAD_2
     p0, p1, p2, p3 = r0 & place.mask, r1 & place.mask, r2 & place.mask, rest | upper | code
     if WORDS:
         p0, p1, p2, p3 = _word(p0, place), _word(p1, place), _word(p2, place), _word(p3, place)
