@@ -12,13 +12,14 @@ import torch
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from ..format import scales
-from ..format.errors import CorruptStreamError
+from ..format.errors import CorruptStreamError, typed
 from ..format.head import Head
 from ..format.layout_word import CODINGS, Layout
 from . import codings
 from .assemble import assemble, bytes_of, crc32
 from .operand import Operand
 
+# In files `<module>.weight`, `_raw`, `_index`, `_head`; what is in them: docs/format.md, section 1.
 PARTS = {
     "stream": torch.uint8,
     "raw": torch.uint8,
@@ -161,6 +162,7 @@ class CodedMatrix:
         Raises:
             ValueError: options for anything else.
             UnsupportedFormatError: "fixed" for another weight format than bf16.
+            CorruptStreamError: the matrix does not decode.
         """
         if where in codings.NAMES:
             return self if where == self.coding and not options else self._converted(where, options)
@@ -170,7 +172,10 @@ class CodedMatrix:
 
     def _converted(self, coding: str, options: dict[str, Any]) -> CodedMatrix:
         with lasting():
-            converted = CodedMatrix(*codings.room(coding).convert(self, **options))
+            try:
+                converted = CodedMatrix(*codings.room(coding).convert(self, **options))
+            except RuntimeError as error:
+                raise typed(error) from None
         return converted.prepare() if self.prepared else converted
 
     def _moved(self, device: torch.device | str) -> CodedMatrix:

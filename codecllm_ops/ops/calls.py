@@ -12,7 +12,7 @@ import torch
 from torch.autograd import forward_ad
 
 from ..codec.operand import Operand
-from ..format.errors import CorruptStreamError
+from ..format.errors import typed
 from ..format.layout_word import Layout
 from ..format.scales import NO_SCALE
 from . import schema  # noqa: F401  (ops must exist)
@@ -35,7 +35,7 @@ def linear(x: torch.Tensor, coded: Operand | tuple, bias: torch.Tensor | None) -
         coded: an Operand, or a plain tuple in its order, which is made in a third of the time.
 
     Raises:
-        CorruptStreamError: the streams do not end as the encoder began.
+        CorruptStreamError: the streams are corrupt, as far as decoding notices.
     """
     if _compiling():
         return _linear(x, *coded, bias)
@@ -94,18 +94,6 @@ def decode(coded: Operand | tuple, dtype: torch.dtype | None = None) -> torch.Te
         return _decode(*coded, dtype)
     except RuntimeError as error:
         raise typed(error) from None
-
-
-def typed(error: RuntimeError) -> Exception:
-    """Compiled kernels can only raise RuntimeError: corruption and bad indices get their own types
-    back.
-    """
-    message = str(error)
-    if ": corrupt " in message:
-        return CorruptStreamError(message)
-    if "is out of range" in message:
-        return IndexError(message)
-    return error
 
 
 def gradients(ctx, grad: torch.Tensor, of_x: bool, of_bias: bool) -> tuple:

@@ -6,6 +6,7 @@ import torch
 
 from ..codec.coded import CodedMatrix
 from ..codec.operand import Operand
+from ..format.errors import typed
 from . import calls
 
 
@@ -74,7 +75,7 @@ def decode(
 
     Raises:
         RuntimeError: `out` has another shape or device.
-        CorruptStreamError: the streams do not end as the encoder began.
+        CorruptStreamError: the streams are corrupt, as far as decoding notices.
     """
     if out is None:
         return calls.decode(_operand(coded), dtype)
@@ -83,7 +84,7 @@ def decode(
     try:
         torch.ops.codecllm.decode.out(*_operand(coded), out=out)
     except RuntimeError as error:
-        raise calls.typed(error) from None
+        raise typed(error) from None
     return out
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import codecllm_ops as ops
-from cases import every_format, random_words, to_tensor, weights
-from codecllm_ops import CodedMatrix
+from cases import every_backend, every_format, random_words, running, to_tensor, weights
+from codecllm_ops import CodedMatrix, CorruptStreamError
 from codecllm_ops.codec import codings
 from codecllm_ops.format import FORMATS, layout_word
 
@@ -79,3 +79,20 @@ def test_what_is_made_in_inference_mode_serves_training(make):
     x = torch.randn(2, 64, requires_grad=True)
     ops.decode_linear(x, coded).sum().backward()
     assert torch.allclose(x.grad, ops.decode(coded).float().sum(0).expand(2, -1), atol=1e-4)
+
+
+@every_backend
+@pytest.mark.parametrize("source", ["rans", "fixed"])
+@pytest.mark.parametrize("target", ["rans", "fixed", "stored"])
+def test_a_corrupt_matrix_is_not_converted(backend, source, target):
+    """The compiled kernels say so in text only; what arrives is the error of the other ops."""
+    coded = ops.encode(weights(33, 70, BF16), coding=source, allow_stored=False)
+    index = coded.index.clone()
+    if source == "rans":
+        index[1] |= 5 << 16  # another segment
+    else:
+        index += 1 << 20  # a list beyond the one that is there
+    bad = CodedMatrix(coded.stream, coded.raw, index, coded.head)
+    options = {"tile_cols": 32} if target == source else {}
+    with running(backend), pytest.raises(CorruptStreamError):
+        bad.to(target, **options)

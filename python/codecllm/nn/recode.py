@@ -173,10 +173,7 @@ def recoded(
         return coded, reason
     if coding == FIXED and (reason := hopeless(coded)):
         return coded, reason
-    try:
-        converted = coded.to(coding, **({"tile_cols": tile_cols} if tile_cols else {}))
-    except RuntimeError as error:
-        raise calls.typed(error) from None
+    converted = coded.to(coding, **({"tile_cols": tile_cols} if tile_cols else {}))
     if coding == FIXED and (reason := too_many_listed(converted.info)):
         return coded, reason
     return converted, ""
