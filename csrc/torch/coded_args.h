@@ -81,6 +81,11 @@ inline int64_t tile_rows_of_index(const CodedView& v, int64_t records, const cha
   return tile_rows;
 }
 
+inline bool tile_cols_exist(int64_t tile_cols, Coding coding) {
+  const int most = coding == Coding::fixed ? kMaxFixedTileCols : kMaxTileCols;
+  return tile_cols >= kGroupCols && tile_cols % kGroupCols == 0 && tile_cols <= most;
+}
+
 inline void check_rans_args(CodedView& v, const Layout& layout, const Tensor& index,
                             const char* op) {
   v.scale_bits = layout.scale_bits;
@@ -142,9 +147,8 @@ inline CodedView coded_view(const Operand& coded, const char* op) {
   v.table_stride = table.size(1);
   v.tile_cols = layout.tile_cols;
   const bool fixed = v.coding == Coding::fixed;
-  CLLM_CHECK(v.tile_cols >= 16 && v.tile_cols % 16 == 0 &&
-                 v.tile_cols <= (fixed ? kMaxFixedTileCols : kMaxTileCols),
-             "codecllm::", op, ": corrupt layout: tile_cols ", v.tile_cols);
+  CLLM_CHECK(tile_cols_exist(v.tile_cols, v.coding), "codecllm::", op,
+             ": corrupt layout: tile_cols ", v.tile_cols);
   if (fixed)
     check_fixed_args(v, layout, index, op);
   else
@@ -162,6 +166,25 @@ inline CodedView coded_view(const Operand& coded, const char* op) {
   CLLM_CHECK(fixed || !v.tile_rows || !v.col_tiles || v.stream_bytes >= 2 * kStreamPadWords,
              "codecllm::", op, ": corrupt coded plane: ", v.stream_bytes, " bytes");
   return v;
+}
+
+// What a conversion to coding fixed is asked for: columns of a tile, and one window base to a
+// segment. A matrix without segments, as stored ones are, counts as one.
+inline void check_target(int64_t tile_cols, const Tensor& bases, const CodedView& source,
+                         const char* op) {
+  CLLM_CHECK(source.format == Bf16::fmt.id, "codecllm::", op,
+             ": coding fixed is for bf16, not for weight format id ", source.format);
+  CLLM_CHECK(tile_cols_exist(tile_cols, Coding::fixed), "codecllm::", op, ": tile_cols ", tile_cols,
+             " is not a multiple of 16 from 16 to ", kMaxFixedTileCols);
+  CLLM_CHECK(bases.is_cpu(), "codecllm::", op, ": bases is not on the CPU");
+  check_tensor(bases, ScalarType::Int, 1, op, "bases", bases);
+  const int64_t segments = std::max<int64_t>(source.segments, 1);
+  CLLM_CHECK(bases.numel() == segments, "codecllm::", op, ": ", bases.numel(), " bases for ",
+             segments, " segments");
+  const int32_t* base = bases.const_data_ptr<int32_t>();
+  for (int64_t s = 0; s < segments; ++s)
+    CLLM_CHECK(base[s] >= 0 && base[s] <= kMaxFixedBase, "codecllm::", op, ": window base ",
+               base[s], " outside 0..", kMaxFixedBase);
 }
 
 // A buffer for the words: bytes, row by row.

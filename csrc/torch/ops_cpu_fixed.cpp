@@ -11,16 +11,6 @@
 namespace codecllm {
 namespace {
 
-void check_bases(const Tensor& bases, int64_t segments, const char* op, const Tensor& like) {
-  check_tensor(bases, ScalarType::Int, 1, op, "bases", like);
-  CLLM_CHECK(bases.numel() == segments, "codecllm::", op, ": ", bases.numel(), " bases for ",
-             segments, " segments");
-  const int32_t* base = bases.const_data_ptr<int32_t>();
-  for (int64_t s = 0; s < segments; ++s)
-    CLLM_CHECK(base[s] >= 0 && base[s] <= kMaxFixedBase, "codecllm::", op, ": window base ",
-               base[s], " outside 0..", kMaxFixedBase);
-}
-
 // The entries of all tile rows behind each other; counts become ends.
 Tensor join_entries(const std::vector<FixedEntries>& rows, int32_t* ends, int64_t col_tiles,
                     const Tensor& like, const char* op) {
@@ -30,13 +20,14 @@ Tensor join_entries(const std::vector<FixedEntries>& rows, int32_t* ends, int64_
     total += row.size();
   }
   CLLM_CHECK(total <= INT32_MAX, "codecllm::", op, ": ", total,
-             " weights outside the window: more than an index can count");
-  Tensor listed = make_empty(like, {4 * total}, ScalarType::Byte);
+             " weights outside the windows, too many for a list");
+  Tensor listed = make_empty(like, {kListedBytes * total}, ScalarType::Byte);
   uint8_t* to = listed.mutable_data_ptr<uint8_t>();
   int32_t end = 0;
   for (const FixedEntries& row : rows) {
-    if (row.size()) memcpy(to, row.data(), size_t(row.size()) * 4);
-    to += row.size() * 4;
+    const int64_t bytes = kListedBytes * row.size();
+    if (bytes) memcpy(to, row.data(), size_t(bytes));
+    to += bytes;
     for (int64_t t = 0; t < col_tiles; ++t, ++ends) *ends = end += *ends;
   }
   return listed;
@@ -49,14 +40,8 @@ std::tuple<Tensor, Tensor, Tensor> to_fixed(const Tensor& stream, const Tensor& 
   const char* op = "_to_fixed";
   const Operand coded(stream, raw, index, table, rows, cols, layout_word);
   CodedView view = coded_view(coded, op);
-  const bool stored = coded.layout.stored();
-  CLLM_CHECK(view.format == Bf16::fmt.id, "codecllm::", op, ": coding fixed is for bf16, not for ",
-             "weight format id ", view.format);
-  CLLM_CHECK(tile_cols >= 16 && tile_cols % 16 == 0 && tile_cols <= kMaxFixedTileCols,
-             "codecllm::", op, ": tile_cols ", tile_cols, " is not a multiple of 16 from 16 to ",
-             kMaxFixedTileCols);
-  check_bases(bases, stored ? 1 : view.segments, op, stream);
-  if (stored) view.tile_rows = ceil_div(rows, kTileRows);
+  check_target(tile_cols, bases, view, op);
+  if (coded.layout.stored()) view.tile_rows = ceil_div(rows, kTileRows);
   const ColumnTiles across = {cols, int(tile_cols)};
   const int64_t tiles = view.tile_rows * across.count();
   const int64_t row_bytes = across.fixed_row_bytes();

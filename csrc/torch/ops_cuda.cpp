@@ -177,17 +177,6 @@ Tensor summed_up(const Tensor& counts) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
-// One window base to a segment; a matrix without segments, as stored ones are, counts as one.
-void check_bases(const Tensor& bases, int64_t segments, const char* op) {
-  check_tensor(bases, ScalarType::Int, 1, op, "bases", bases);
-  CLLM_CHECK(bases.is_cpu() && bases.numel() == segments, "codecllm::", op, ": ", bases.numel(),
-             " bases for ", segments, " segments, or not on the CPU");
-  const int32_t* base = bases.const_data_ptr<int32_t>();
-  for (int64_t s = 0; s < segments; ++s)
-    CLLM_CHECK(base[s] >= 0 && base[s] <= kMaxFixedBase, "codecllm::", op, ": window base ",
-               base[s], " outside 0..", kMaxFixedBase);
-}
-
 // Waits for the GPU: only the counts say how long the list is. So corruption is an error at once.
 std::tuple<Tensor, Tensor, Tensor> to_fixed(const Tensor& stream, const Tensor& raw,
                                             const Tensor& index, const Tensor& table, int64_t rows,
@@ -199,13 +188,8 @@ std::tuple<Tensor, Tensor, Tensor> to_fixed(const Tensor& stream, const Tensor& 
   CLLM_CHECK(!cuda::is_capturing(queue), "codecllm::", op,
              ": it waits for the GPU, which the capture of a CUDA graph forbids");
   const DeviceMatrix m(Operand(stream, raw, index, table, rows, cols, layout_word), op);
-  const Layout& layout = m.coded.layout;
-  CLLM_CHECK(layout.coding != Coding::fixed && layout.format == Bf16::fmt.id, "codecllm::", op,
-             ": the source must be a bf16 matrix of coding rans or stored");
-  CLLM_CHECK(
-      tile_cols >= kGroupCols && tile_cols % kGroupCols == 0 && tile_cols <= kMaxFixedTileCols,
-      "codecllm::", op, ": tile_cols ", tile_cols);
-  check_bases(bases, std::max<int64_t>(m.view.segments, 1), op);
+  CLLM_CHECK(m.view.coding != Coding::fixed, "codecllm::", op, ": the source is of coding fixed");
+  check_target(tile_cols, bases, m.view, op);
 
   cuda::ToFixedArgs a = cuda::to_fixed_args(m.view, int(tile_cols));
   const int64_t tiles = a.tiles();
@@ -227,10 +211,10 @@ std::tuple<Tensor, Tensor, Tensor> to_fixed(const Tensor& stream, const Tensor& 
   const Tensor sums = summed_up(counts);
 
   a.listed = element(sums, a.count() - 1);
-  check_tile(uint64_t(element(corrupt, 0)), layout.coding, op);
+  check_tile(uint64_t(element(corrupt, 0)), m.view.coding, op);
   CLLM_CHECK(a.listed <= INT32_MAX, "codecllm::", op, ": ", a.listed,
-             " weights outside the window, too many for a list");
-  Tensor list = torch::stable::new_empty(stream, {4 * a.listed}, ScalarType::Byte);
+             " weights outside the windows, too many for a list");
+  Tensor list = torch::stable::new_empty(stream, {kListedBytes * a.listed}, ScalarType::Byte);
   a.sums = sums.const_data_ptr<int64_t>();
   a.list = (uint32_t*)list.mutable_data_ptr<uint8_t>();
   a.ends = ends.mutable_data_ptr<int32_t>();
