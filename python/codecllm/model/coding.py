@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,6 +30,7 @@ from ..nn.switches import replace_streams
 from .report import coding_lines
 from .select import Predicate
 from .skeleton import resident_bytes, table_bytes
+from .threads import in_threads
 
 _SPARE = 0.1
 """Share of the free memory that `auto` leaves to activations, caches and others."""
@@ -171,7 +171,7 @@ def recode(
             check(name, module)
         return _convert(name, list(groups[name].values()), choices, said, mapped)
 
-    done = {layer.name: layer for layer in _in_threads(convert, firsts)}
+    done = {layer.name: layer for layer in _largest_first(convert, firsts)}
     layers = tuple(done[name] for name in groups)
     wanted = said.demanded and said.coding == FIXED and bool(layers)
     if wanted and all(layer.after != FIXED for layer in layers):
@@ -203,27 +203,21 @@ def _choice(device: torch.device, said: Wish, fixed_bytes: int, held: int) -> Ch
     return decide(said, Device.of(device), fixed_bytes, room)
 
 
-def _in_threads(
+def _largest_first(
     convert: Callable[[str], LayerCoding], firsts: dict[str, CodedModule]
 ) -> list[LayerCoding]:
-    """Largest first. What is on a GPU goes one by one, on the stream of the caller."""
+    """What is on a GPU goes one by one, on the stream of the caller."""
     names = sorted(firsts, key=lambda name: -sum(s.numel() for s in firsts[name].streams))
     on_host = [n for n in names if firsts[n].streams[0].device.type == "cpu"]
     layers = [convert(n) for n in names if n not in set(on_host)]
     # Kernels have threads of their own; two callers hide what is between the kernels.
-    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
-        futures = [pool.submit(convert, n) for n in on_host]
-        untrimmed = 0
-        try:
-            for future in futures:
-                layers.append(future.result())
-                untrimmed += layers[-1].bytes_before
-                if untrimmed > _TRIM_EVERY or future is futures[-1]:
-                    trim()
-                    untrimmed = 0
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    untrimmed = 0
+    for name, layer in in_threads(min(2, os.cpu_count() or 1), convert, on_host):
+        layers.append(layer)
+        untrimmed += layer.bytes_before
+        if untrimmed > _TRIM_EVERY or name == on_host[-1]:
+            trim()
+            untrimmed = 0
     return layers
 
 

@@ -13,7 +13,6 @@ import json
 import re
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +38,7 @@ from .model_card import write_card
 from .report import CODED, OTHER, SKIPPED, STORED, CompressionReport, LayerReport
 from .skeleton import Skeleton, build_skeleton
 from .tensor_file import Item, TensorFile, write_tensors, write_text
+from .threads import in_threads
 from .workspace import Workspace, require_replaceable
 
 
@@ -219,15 +219,9 @@ def _compress_shard(
 
     names = [name for name in file.entries if name in plan and plan[name] is None]
     in_spool: dict[str, dict[str, Any] | None] = {}
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = {name: pool.submit(code, name) for name in names}
-        try:
-            for name, future in futures.items():
-                in_spool[name] = future.result()
-                meter.add(name, file.entries[name].nbytes)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    for name, known in in_threads(jobs, code, names):
+        in_spool[name] = known
+        meter.add(name, file.entries[name].nbytes)
     items: list[Item] = []
     layers: list[LayerReport] = []
     for name, entry in file.entries.items():

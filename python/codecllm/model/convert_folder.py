@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from .folder_files import Meter, Progress, copy_files, other_files, refuse_nesti
 from .job import Job
 from .report import CODED, OTHER, STORED, CompressionReport, LayerReport
 from .tensor_file import Item, TensorFile, tensor_item, write_tensors, write_text
+from .threads import in_threads
 from .workspace import Workspace, require_replaceable
 
 _GREW = "coding does not shrink it"
@@ -132,15 +132,9 @@ def _convert_shard(
 
     names = [name for name in file.entries if source.is_coded(name)]
     said: dict[str, tuple[dict[str, Any] | None, str]] = {}
-    with ThreadPoolExecutor(jobs) as pool:
-        futures = {name: pool.submit(convert, name) for name in names}
-        try:
-            for name, future in futures.items():
-                said[name] = future.result()
-                meter.add(name, source.coded_bytes(name))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    for name, result in in_threads(jobs, convert, names):
+        said[name] = result
+        meter.add(name, source.coded_bytes(name))
     items: list[Item] = []
     layers: list[LayerReport] = []
     for name, entry in file.entries.items():
