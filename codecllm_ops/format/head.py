@@ -166,7 +166,9 @@ def _parse(data: bytes) -> Head:
             fmt is FORMATS["bf16"], f"head: a fixed matrix of {fmt.name}; there are bf16 ones only"
         )
         need(
-            not any((scale_bits, len_bits, predictor)), "head: a fixed matrix with rANS parameters"
+            scale_bits == len_bits == predictor == 0,
+            f"head: scale_bits {scale_bits}, len_bits {len_bits}, predictor {predictor} in a fixed "
+            "matrix",
         )
         _check_tile_cols(tile_cols, MAX_FIXED_TILE_COLS)
         parts, end = segments.parse_fixed(data, end, n_segments)

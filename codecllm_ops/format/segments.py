@@ -86,7 +86,7 @@ def parse_fixed(data: bytes, at: int, count: int):
     for n, (rows, base, seed, n_pairs, listed) in enumerate(_records(data, at, count)):
         where = f"head: segment {n}"
         need(base <= MAX_FIXED_BASE, f"{where}: window_base {base} above {MAX_FIXED_BASE}")
-        need(seed == n_pairs == 0, f"{where}: a table in a fixed matrix")
+        need(seed == n_pairs == 0, f"{where}: seed {seed}, pairs {n_pairs} in a fixed matrix")
         segments.append(Segment(rows, base, listed=listed))
     return tuple(segments), at + RECORD.size * count
 

@@ -291,7 +291,7 @@ DAMAGE = {
     "rows": (with_field("rows", 65), "head: segments have 64 rows, the matrix 65"),
     "tile_cols": (with_field("tile_cols", 8192), "head: tile_cols 8192"),
     "window": (with_field("window_base", 240), "window_base 240"),
-    "rans parameters": (with_field("scale_bits", 11), "head: a fixed matrix with rANS"),
+    "rans parameters": (with_field("scale_bits", 11), "head: scale_bits 11"),
     "format": (with_field("format", 2), "head: a fixed matrix of fp16"),
     "flags": (with_field("flags", 3), "head: unknown flags"),
     "listed": (with_field("table_bytes", 2**32 - 1), ": "),
