@@ -36,7 +36,7 @@ class Coding(Protocol):
         """What sizes and checksums do not tell. Raises CorruptStreamError."""
 
     def cut(self, coded: CodedMatrix, head: Head, rows: slice, cols: slice) -> tuple[Any, ...]:
-        """Head, coded plane, raw plane, index of rows and columns (start, stop; step 1)."""
+        """Head, stream, raw and index of rows and columns (start, stop; step 1)."""
 
     def join(self, parts: list[CodedMatrix], head: Head) -> tuple[Any, ...]:
         """The same of parts below each other."""

@@ -14,7 +14,8 @@ class Operand(NamedTuple):
     What the tensors hold is the business of the matrix's coding (docs/architecture.md).
 
     Attributes:
-        stream, raw: uint8 [*], the coded and the raw plane.
+        stream: uint8 [*], the coded plane, or the words of a stored matrix.
+        raw: uint8 [*], the raw plane (rans) or the list (fixed).
         index: int32 [tiles, values of a record].
         table: int32 [segments, *], what the coding keeps at run time.
         scale: float32 [1] or [rows], or None.
