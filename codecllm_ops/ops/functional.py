@@ -34,7 +34,7 @@ def encode(
         predictor: "none", "left", or "auto": whichever is smaller.
         allow_stored: keep the words uncoded if coding does not shrink them.
         coding: "rans", the smallest, or "fixed", 12 bits and fast: bfloat16 only; of the options
-            above it knows tile_cols (a multiple of 64 near 512, at most 4096) and allow_stored.
+            above it takes tile_cols (a multiple of 64 near 512, at most 4096) and allow_stored.
 
     Returns:
         The coded matrix, on the weight's device.

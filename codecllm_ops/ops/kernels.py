@@ -109,7 +109,11 @@ def _decode_linear(x, *args):
 def _encode(weight, scale=None, *, format=None, tile_cols=None, scale_bits=11, predictor="none",
             allow_stored=True, coding="rans"):  # fmt: skip
     if coding == "fixed":
-        encoder.check_options(tile_cols, scale_bits, predictor)
+        if (scale_bits, predictor) != (11, "none"):
+            raise ValueError(
+                f"encode: scale_bits {scale_bits} and predictor {predictor!r} are options of "
+                'coding "rans"; "fixed" has neither'
+            )
         return fixed_encoder.encode(weight, scale, format, tile_cols, allow_stored)
     if coding != "rans":
         raise ValueError(f'encode: coding {coding!r} is not one of "rans", "fixed"')

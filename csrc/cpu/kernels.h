@@ -55,7 +55,7 @@ struct Kernels {
   Status (*to_fixed)(const CodedView&, int64_t begin, int64_t end, const FixedTarget&,
                      uint8_t* scratch);
   int64_t (*to_fixed_scratch_bytes)(const CodedView&);
-  // All that decoding a matrix of coding fixed does not look at: the first tile with a lie.
+  // The first tile of a matrix of coding fixed that holds a lie; decoding does not notice all.
   Status (*check_fixed)(const CodedView&, int64_t begin, int64_t end);
 };
 

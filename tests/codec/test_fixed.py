@@ -183,6 +183,9 @@ def test_options_are_refused_by_name():
         ops.encode(w, allow_stored=False).to("fixed", tile_cols=24)
     with pytest.raises(ValueError, match="takes tile_cols, not scale_bits"):
         ops.encode(w, allow_stored=False).to("fixed", scale_bits=9)
+    for option in ({"scale_bits": 9}, {"predictor": "left"}):
+        with pytest.raises(ValueError, match='are options of coding "rans"'):
+            ops.encode(w, coding="fixed", **option)
     with pytest.raises(ValueError, match="coding 'huffman'"):
         ops.encode(w, coding="huffman")
 
@@ -269,16 +272,22 @@ def a_weight_that_the_plane_has(c):
     return {"raw": e.view(torch.uint8)}
 
 
-LIES = [
-    code_without_exponent, listed_twice, out_of_order, column_outside_the_tile, column_in_padding,
-    row_in_padding, a_weight_that_the_plane_has,
-]  # fmt: skip
+LIES = {  # and the tile that has them
+    code_without_exponent: 0,
+    listed_twice: 0,
+    out_of_order: 0,
+    column_outside_the_tile: 0,
+    column_in_padding: 3,
+    row_in_padding: 4,
+    a_weight_that_the_plane_has: 0,
+}
 
 
 @every_backend
 @pytest.mark.parametrize("lie", LIES, ids=lambda f: f.__name__)
 def test_lies_are_found_by_check(backend, some, lie):
-    with running(backend), pytest.raises(CorruptStreamError, match=r"tile \d has a code of zero"):
+    named = f"coded plane or list: tile {LIES[lie]} has"
+    with running(backend), pytest.raises(CorruptStreamError, match=named):
         rebuilt(some, **lie(some)).check()
 
 

@@ -302,9 +302,9 @@ DAMAGE = {
     "plane bit": (lambda t: [t[0] ^ (torch.arange(len(t[0])) == 77), *t[1:]], "stream: CRC-32"),
     "ends beyond": (one_entry(0x3F80, ends=2), "index: segment 0 lists 2 weights"),
     "ends before": (one_entry(0x3F80, ends=-1), "index: "),
-    "entry in padding": (one_entry(0 << 28 | 64 << 16 | 0x3F80), "coded plane: tile 0"),
-    "listed twice": (one_entry(0 << 28 | 3 << 16 | 0x3F80), "coded plane: tile 0"),
-    "lying code": (with_contents(code_without_exponent), "coded plane: tile 0"),
+    "entry in padding": (one_entry(0 << 28 | 64 << 16 | 0x3F80), "coded plane or list: tile 0"),
+    "listed twice": (one_entry(0 << 28 | 3 << 16 | 0x3F80), "coded plane or list: tile 0"),
+    "lying code": (with_contents(code_without_exponent), "coded plane or list: tile 0"),
 }
 
 

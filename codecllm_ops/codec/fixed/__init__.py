@@ -46,6 +46,6 @@ def check_contents(coded: CodedMatrix) -> None:
     tile = int(torch.ops.codecllm._lying_tile(*coded.operand))
     if tile >= 0:
         raise CorruptStreamError(
-            f"coded plane: tile {tile} has a code of zero with a mantissa, or a list that is not "
-            "sorted, leaves the matrix, or names a weight that the plane has as well"
+            f"coded plane or list: tile {tile} has a code of zero with a mantissa, or a list that "
+            "is not sorted, leaves the matrix, or names a weight that the plane has as well"
         )

@@ -124,6 +124,8 @@ def _words(halves, window_base: int, listed: list[int], rows: int, cols: int) ->
     for entry in listed:
         row, col, position = entry >> 28, entry >> 16 & 0xFFF, entry >> 16
         if position <= previous or row >= rows or col >= cols or halves[row, col]:
-            raise CorruptStreamError(f"list: entry {entry:#010x}")
+            raise CorruptStreamError(
+                f"list: entry {entry:#010x} is out of order, outside, or in the plane as well"
+            )
         words[row, col], previous = entry & 0xFFFF, position
     return words[:rows, :cols]

@@ -91,8 +91,9 @@ class Backend:
 
         Raises:
             CorruptStreamError, or RuntimeError with the word "corrupt".
-            ValueError: 2^31 weights or more outside the windows.
+            ValueError (compiled kernels: RuntimeError): 2^31 weights or more outside the windows.
         """
+        # Here, because the package `reference` holds a Backend itself.
         from .reference.fixed import from_rows
 
         return from_rows(

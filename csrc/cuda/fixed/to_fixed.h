@@ -9,7 +9,7 @@
 namespace codecllm::cuda {
 
 struct ToFixedArgs {
-  CodedView source;      // of coding rans, or stored: `source_of`
+  CodedView source;      // of coding rans, or stored with tiles of the target's width
   CodedView target;      // its geometry; of its streams nothing
   const int32_t* bases;  // [segments], gmem
   // A piece is a row of a target tile as far as one source tile reaches at least; all are of one

@@ -52,15 +52,20 @@ class _Matrix:
         self.grid = Grid(FIXED_PLANE_BITS, tuple(self.segment_rows), coded.cols, self.tile_cols)
         grid = self.grid
         if grid.rows != coded.rows or coded.stream.numel() != grid.plane_bytes:
-            raise CorruptStreamError("coded plane: its size does not follow from table and shape")
+            raise CorruptStreamError(
+                f"coded plane: {coded.stream.numel()} bytes and a table of {grid.rows} rows, "
+                f"expected {grid.plane_bytes} and {coded.rows}"
+            )
         if coded.index.shape[0] != grid.tiles:
             raise CorruptStreamError(f"index: {coded.index.shape[0]} records, not {grid.tiles}")
         self.ends = coded.index.flatten().long()
         self.entries = containers_of(coded.raw.view(1, -1)).flatten()
         counts = self.ends.diff(prepend=self.ends.new_zeros(1))
         last = int(self.ends[-1]) if grid.tiles else 0
-        if (counts < 0).any() or last != self.entries.numel():
-            raise CorruptStreamError("index: it does not follow the list")
+        if (counts < 0).any():
+            raise CorruptStreamError(f"index: tile {int(counts.argmin())} ends before it begins")
+        if last != self.entries.numel():
+            raise CorruptStreamError(f"index: {last} entries, the list has {self.entries.numel()}")
         self.tile_of = torch.repeat_interleave(counts)
 
     def segment_of(self, tile_rows: torch.Tensor) -> torch.Tensor:
@@ -144,8 +149,10 @@ def _decode_tile_rows(m: _Matrix, tile_rows: torch.Tensor) -> torch.Tensor:
     for col_tile in range(m.grid.col_tiles):
         halves, first = m.halves(tile_rows, col_tile), col_tile * m.tile_cols
         codes = halves & _CODE
-        if ((codes == 0) & (halves & _MANTISSA != 0)).any():
-            raise CorruptStreamError("coded plane: a code of zero with a mantissa")
+        lies = ((codes == 0) & (halves & _MANTISSA != 0)).flatten(1).any(1)
+        if lies.any():
+            tile = int(tile_rows[lies][0]) * m.grid.col_tiles + col_tile
+            raise CorruptStreamError(f"coded plane: tile {tile} has a code of zero with a mantissa")
         keep = min(halves.shape[2], cols - first)
         words = halves & ~_CODE | torch.where(codes != 0, codes + (base << 7), codes)
         out[:, :, first : first + keep] = words[:, :, :keep]
@@ -162,8 +169,10 @@ def _put_listed(m: _Matrix, tile_rows: torch.Tensor, words: torch.Tensor) -> Non
     entries, number = m.entries[wanted], number[wanted]
     row, in_tile = entries >> 28, entries >> 16 & 0xFFF
     col = m.tile_of[wanted] % m.grid.col_tiles * m.tile_cols + in_tile
-    if ((in_tile >= m.tile_cols) | (col >= m.grid.cols)).any():
-        raise CorruptStreamError("list: a column outside its tile")
+    outside = (in_tile >= m.tile_cols) | (col >= m.grid.cols)
+    if outside.any():
+        tile = int(m.tile_of[wanted][outside][0])
+        raise CorruptStreamError(f"list: a weight of tile {tile} lies outside of it")
     words[number, row, col] = entries & 0xFFFF
 
 
