@@ -27,35 +27,12 @@ from codecllm_ops.ops.backends.triton.choices import (
     linear_choices,
 )
 from triton_kernels.calls import decode, every_op
-from triton_kernels.interpreter import accesses_checked
 from triton_kernels.other_formats import every_word, values_of
 
 BF16 = FORMATS["bf16"]
 
 
-@pytest.fixture(autouse=True)
-def triton_runs():
-    before = ops.use_backend("triton")
-    with accesses_checked():
-        yield
-    ops.use_backend(before)
-
-
-@pytest.fixture
-def checked():
-    before = ops.set_check(True)
-    yield
-    ops.set_check(before)
-
-
-@pytest.fixture
-def cut(monkeypatch):
-    """Sets the choice that all kernels of a kind are launched with."""
-
-    def call(choice) -> None:
-        monkeypatch.setattr(tune, "choose", lambda key, candidates, run: choice)
-
-    return call
+pytestmark = pytest.mark.usefixtures("triton_runs")
 
 
 def coded_of(content: str, rows: int, cols: int, fmt=BF16, **options):

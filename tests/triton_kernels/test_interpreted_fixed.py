@@ -18,36 +18,13 @@ if not INTERPRETING:
     pytest.skip("TRITON_INTERPRET=1 pytest -k triton", allow_module_level=True)
 
 from codecllm_ops.format.layout_word import Layout
-from codecllm_ops.ops.backends.triton import launch, tune
+from codecllm_ops.ops.backends.triton import launch
 from triton_kernels.calls import decode, every_op
-from triton_kernels.interpreter import accesses_checked
 
 BF16 = FORMATS["bf16"]
 
 
-@pytest.fixture(autouse=True)
-def triton_runs():
-    before = ops.use_backend("triton")
-    with accesses_checked():
-        yield
-    ops.use_backend(before)
-
-
-@pytest.fixture
-def checked():
-    before = ops.set_check(True)
-    yield
-    ops.set_check(before)
-
-
-@pytest.fixture
-def cut(monkeypatch):
-    """Sets the choice that all kernels of a kind are launched with."""
-
-    def call(choice) -> None:
-        monkeypatch.setattr(tune, "choose", lambda key, candidates, run: choice)
-
-    return call
+pytestmark = pytest.mark.usefixtures("triton_runs")
 
 
 def fixed(w: torch.Tensor, tile_cols: int = 64) -> ops.CodedMatrix:
