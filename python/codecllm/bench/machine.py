@@ -14,6 +14,8 @@ import torch
 import codecllm
 import codecllm_ops
 
+from ..nn import coding
+
 _PACKAGE = Path(codecllm.__file__).parent
 
 
@@ -43,12 +45,7 @@ def cache_bytes() -> int:
 
 def free_bytes() -> int:
     """Memory that programs may still take; 0 where the system does not say."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return 0
-    found = re.search(r"MemAvailable:\s+(\d+) kB", text)
-    return 1024 * int(found[1]) if found else 0
+    return coding.free_bytes(torch.device("cpu")) or 0
 
 
 def _processor() -> str:

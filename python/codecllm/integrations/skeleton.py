@@ -11,8 +11,8 @@ from transformers import AutoConfig
 from transformers.utils import logging
 
 from ..model.skeleton import Skeleton
+from .keys import key_finder, loaded_dtype
 from .loading import model_class
-from .transformers import key_finder, loaded_dtype
 
 
 def build(folder: Path) -> Skeleton:

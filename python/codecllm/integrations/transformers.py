@@ -15,8 +15,7 @@ READ ME FIRST
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -48,6 +47,7 @@ from ..nn import (
     obstacle,
 )
 from ..nn.coding import AUTO, check_wish, wish
+from .keys import key_finder, loaded_dtype
 
 
 @register_quantization_config(QUANT_METHOD)
@@ -320,15 +320,6 @@ def choose_codings(model: nn.Module, coding: str) -> None:
     recode(coded_groups(model), wish(coding))
 
 
-def loaded_dtype(model: Any, name: str, tensor: torch.Tensor) -> torch.dtype:
-    """What loading makes of a floating tensor: the model may keep some in float32 (T5's `wo`)."""
-    plan = getattr(model, "_get_dtype_plan", lambda dtype: {})(tensor.dtype)
-    for pattern, dtype in plan.items():
-        if re.search(pattern.replace("*", ".*"), name):
-            return dtype
-    return tensor.dtype
-
-
 def attach(model: nn.Module) -> None:
     """Tells transformers that a model in memory is compressed now, as if it had been loaded so.
 
@@ -374,37 +365,6 @@ def _cut_bias(module: nn.Module) -> None:
     bias = getattr(module, "bias", None)
     if bias is not None and bias.shape[0] > module.out_features:
         bias.data = bias.data[: module.out_features].clone()
-
-
-def key_finder(model: Any) -> Callable[[str], tuple[str, bool]]:
-    """Key in a checkpoint -> key in the model, and whether a converter makes it of several.
-
-    transformers 5 renames, merges and splits while it loads.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
-
-    mapping = get_model_conversion_mapping(model, None, None)
-    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
-    names = {name for name, _ in model.named_modules()}
-    prefix = model.base_model_prefix
-
-    def find(key: str) -> tuple[str, bool]:
-        target, source = rename_source_key(key, renamings, converters)[:2]
-        if source is not None:
-            return target, True
-        key = rename_source_key(key, renamings, [])[0]
-        module = key.rpartition(".")[0]
-        if module in names:
-            return key, False
-        if f"{prefix}.{module}" in names:
-            return f"{prefix}.{key}", False
-        if module.startswith(prefix + ".") and module[len(prefix) + 1 :] in names:
-            return key[len(prefix) + 1 :], False
-        return key, False
-
-    return find
 
 
 def _register_loading_attributes() -> None:
