@@ -195,7 +195,7 @@ inline void check_out(const Tensor& out, const Operand& coded, const char* op) {
              out.size(0), " x ", out.size(1), " bytes, not ", coded.rows, " x ", row_bytes);
 }
 
-inline void check_status(const Status& s, const char* op, Coding coding = Coding::rans) {
+inline void check_status(const Status& s, const char* op, Coding coding) {
   const bool fixed = coding == Coding::fixed;
   CLLM_CHECK(s.what != Corruption::index, "codecllm::", op, ": corrupt index: tile ", s.tile,
              fixed ? " has no place in the list, or a list that is not sorted or leaves the matrix"
