@@ -238,6 +238,8 @@ class CodedModule(StreamHolder):
                 f"head: a matrix of {[head.rows, head.cols]}, "
                 f"the module has {list(self.matrix_shape)}"
             )
+        if self._head is not None and self._head.coding != head.coding:
+            self.coding_reason = "as it was loaded"
         # dtype_like is never offloaded: it is where the module computes.
         device = self.weight_head.device if here else self.dtype_like.device
         of_head = _without_streams(head, device)
