@@ -411,3 +411,18 @@ def test_a_stream_of_another_kind_is_named(make_checkpoint, tmp_path):
     save_file({**found, name: found[name].view(torch.int8)}, path)
     with pytest.raises(codecllm.CorruptStreamError, match=rf"{name}: I8 \["):
         codecllm.verify_checkpoint(dst)
+
+
+def test_a_variable_that_says_nothing_known_leaves_nothing_behind(
+    make_checkpoint, tmp_path, monkeypatch
+):
+    src, dst = make_checkpoint(tmp_path / "src"), tmp_path / "dst"
+    codecllm.compress_checkpoint(src, dst)
+    monkeypatch.setenv("CODECLLM_CODING", "bogus")
+    for write in (
+        lambda: codecllm.compress_checkpoint(src, tmp_path / "new"),
+        lambda: codecllm.convert_checkpoint(dst, tmp_path / "new", coding="fixed"),
+    ):
+        with pytest.raises(ValueError, match="CODECLLM_CODING=bogus is not one of"):
+            write()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dst", "src"]
