@@ -6,7 +6,9 @@ import copy
 import gc
 import io
 import pickle
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -319,3 +321,27 @@ def test_a_saved_model_holds_what_is_in_memory(before, after, tmp_path):
     loaded = codecllm.load_file(Tied(), tmp_path / "m.safetensors")
     assert set(codings(loaded).values()) == {after}
     assert_weights(loaded, expected)
+
+
+def test_forwards_in_other_threads_go_on():
+    model = nn.Sequential(nn.Linear(192, 64, bias=False)).bfloat16()
+    weight = model[0].weight.detach().clone()
+    codecllm.compress_model_weights(model, coding="fixed", exact=True)
+    x = torch.randn(2, 192).bfloat16()
+    expected = nn.functional.linear(x, weight)
+    done = threading.Event()
+
+    def forwards():
+        while not done.is_set():
+            assert torch.equal(model(x), expected)
+            assert torch.equal(nn.functional.linear(x, model[0].weight), expected)
+        return True
+
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(forwards) for _ in range(2)]
+        try:
+            for coding in ("rans", "fixed") * 40:
+                codecllm.set_coding(model, coding)
+        finally:
+            done.set()
+        assert all(future.result() for future in running)

@@ -382,11 +382,12 @@ def test_notes_of_an_index_come_back(folder, tmp_path):
     assert back == {"total_parameters": 7, "total_size": size}
 
 
-@pytest.mark.parametrize("part", ["weight_raw", "weight_index"])
-def test_a_stream_that_is_missing_is_named(make_checkpoint, tmp_path, part):
+@pytest.mark.parametrize("coding", ["rans", "fixed"])
+@pytest.mark.parametrize("part", ["weight", "weight_raw", "weight_index", "weight_head"])
+def test_a_stream_that_is_missing_is_named(make_checkpoint, tmp_path, part, coding):
     src, dst = make_checkpoint(tmp_path / "src", shards=1), tmp_path / "dst"
     (src / "model.safetensors.index.json").unlink()
-    codecllm.compress_checkpoint(src, dst)
+    codecllm.compress_checkpoint(src, dst, coding=coding)
     (path,) = dst.glob("*.safetensors")
     missing = f"model.layers.0.self_attn.q_proj.{part}"
     save_file({k: v for k, v in load_file(path).items() if k != missing}, path)
@@ -394,6 +395,34 @@ def test_a_stream_that_is_missing_is_named(make_checkpoint, tmp_path, part):
         lambda: codecllm.checkpoint_info(dst),
         lambda: codecllm.verify_checkpoint(dst),
         lambda: codecllm.decompress_checkpoint(dst, tmp_path / "back"),
+        lambda: codecllm.convert_checkpoint(dst, tmp_path / "converted", coding="rans"),
     ):
         with pytest.raises(codecllm.CorruptStreamError, match=f"{missing} is missing"):
             read()
+
+
+def test_a_stream_of_another_kind_is_named(make_checkpoint, tmp_path):
+    src, dst = make_checkpoint(tmp_path / "src", shards=1), tmp_path / "dst"
+    (src / "model.safetensors.index.json").unlink()
+    codecllm.compress_checkpoint(src, dst)
+    (path,) = dst.glob("*.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    found = load_file(path)
+    save_file({**found, name: found[name].view(torch.int8)}, path)
+    with pytest.raises(codecllm.CorruptStreamError, match=rf"{name}: I8 \["):
+        codecllm.verify_checkpoint(dst)
+
+
+def test_a_variable_that_says_nothing_known_leaves_nothing_behind(
+    make_checkpoint, tmp_path, monkeypatch
+):
+    src, dst = make_checkpoint(tmp_path / "src"), tmp_path / "dst"
+    codecllm.compress_checkpoint(src, dst)
+    monkeypatch.setenv("CODECLLM_CODING", "bogus")
+    for write in (
+        lambda: codecllm.compress_checkpoint(src, tmp_path / "new"),
+        lambda: codecllm.convert_checkpoint(dst, tmp_path / "new", coding="fixed"),
+    ):
+        with pytest.raises(ValueError, match="CODECLLM_CODING=bogus is not one of"):
+            write()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dst", "src"]

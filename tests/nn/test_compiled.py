@@ -52,6 +52,19 @@ def test_equal_layers_are_one_graph(exact, grad):
     assert counter.frame_count == 1
 
 
+def test_an_empty_list_is_one_more_graph():
+    layers = [nn.Linear(64, 48, bias=False).bfloat16() for _ in range(6)]
+    for n, dense in enumerate(layers):
+        dense.weight.data = dense.weight.data.abs().clamp(min=0.01)
+        dense.weight.data.view(-1)[: 10 * (n % 3)] = 1e-30
+    counter, x = CompileCounterWithBackend("aot_eager"), torch.randn(2, 64).bfloat16()
+    for dense in layers:
+        module = CompressedLinear(dense, coding="fixed")
+        compiled = torch.compile(module, fullgraph=True, backend=counter)
+        assert torch.equal(compiled(x), module(x))
+    assert counter.frame_count <= 2
+
+
 def test_equal_embeddings_are_one_graph():
     torch.manual_seed(0)
     counter, ids = CompileCounterWithBackend("aot_eager"), torch.tensor([3, 1])

@@ -125,18 +125,18 @@ class Checkpoint:
         return self.where[name].read(name, rows)
 
     def is_coded(self, name: str) -> bool:
-        """Whether `name` (`<module>.weight`) is the main stream of a coded matrix."""
-        entry = self.entry(name) if name in self.where else None
-        return (
-            entry is not None
-            and name.endswith("weight")
-            and entry.dtype == "U8"
-            and len(entry.shape) == 1
-            and f"{name}_head" in self.where
-        )
+        """Whether `name` (`<module>.weight`) is the main stream of a coded matrix.
+
+        Also where one of the four is missing or has a wrong dtype: then checked_head() says so, and
+        the rest is not taken for dense tensors.
+        """
+        if not name.endswith("weight"):
+            return False
+        return sum(part in self.where for part in self.stream_names(name)[1:]) >= 2
 
     def coded_names(self) -> list[str]:
-        return [name for name in sorted(self.where) if self.is_coded(name)]
+        names = {*self.where, *(name.removesuffix("_head") for name in self.where)}
+        return [name for name in sorted(names) if self.is_coded(name)]
 
     def stream_names(self, name: str) -> list[str]:
         """Names of the four tensors of a coded matrix, `name` first."""
@@ -149,6 +149,7 @@ class Checkpoint:
 
     def head(self, name: str) -> Head:
         """The parsed head of a coded matrix; reads nothing else."""
+        self._require_parts(name)
         with naming(self.where[f"{name}_head"].path, name):
             return Head.parse(self.read(f"{name}_head").numpy().tobytes())
 
@@ -177,9 +178,10 @@ class Checkpoint:
         return sum(self.entry(part).nbytes for part in self.stream_names(name))
 
     def _require_parts(self, name: str) -> None:
-        path = self.where[name].path
-        for part, dtype in zip(self.stream_names(name), STREAM_DTYPES.values(), strict=True):
+        parts = self.stream_names(name)
+        for part, dtype in zip(parts, STREAM_DTYPES.values(), strict=True):
             if part not in self.where:
+                path = next(self.where[other].path for other in parts if other in self.where)
                 raise CorruptStreamError(f"{path}: {name}: {part} is missing")
             entry = self.entry(part)
             if len(entry.shape) != 1 or entry.torch_dtype != dtype:
@@ -233,8 +235,11 @@ class Checkpoint:
                 f"{self.folder} has version {version}, this build reads up to {VERSION}; "
                 "upgrade codecllm"
             )
-        if not self.coded_names():
+        names = self.coded_names()
+        if not names:
             raise ValueError(f"{self.folder} is not compressed: no weight in it is coded")
+        for name in names:
+            self._require_parts(name)
 
 
 def _shard_names(folder: Path) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from ..nn import Codec
 from ..nn.codec import check_format
-from ..nn.coding import FIXED, RANS, Choice
+from ..nn.coding import FIXED, RANS, Choice, wish
 from ..nn.recode import encode_chosen, never_fixed
 from .checkpoint import REPORT, Checkpoint, is_candidate, refusal
 from .coding import report_of
@@ -144,7 +144,11 @@ def compress_checkpoint(
 
 
 def file_coding(coding: str) -> str:
-    """Returns `coding`, or raises ValueError: of files "auto" would say nothing."""
+    """Returns `coding`, or raises ValueError: of files "auto" would say nothing.
+
+    Also where the surroundings ask for no coding that there is: reports say what will be in memory.
+    """
+    wish()
     if coding not in (RANS, FIXED):
         raise ValueError(f'coding {coding!r} is not one that files have: "rans" or "fixed"')
     return coding

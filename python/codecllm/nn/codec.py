@@ -11,6 +11,7 @@ import torch
 import codecllm_ops
 from codecllm_ops.codec.coded import CodedMatrix
 from codecllm_ops.codec.rans.encoder import check_options
+from codecllm_ops.format.head import MAX_FIXED_TILE_COLS
 
 from .coding import AUTO, FIXED, check_wish
 
@@ -95,8 +96,10 @@ class Codec:
     @property
     def rans_options(self) -> str:
         """Options that say something about rans alone, in words; "" if all are as by default."""
-        plain = {"scale_bits": 11, "predictor": "none"}
-        found = {name: getattr(self, name) for name in plain}
+        plain: dict[str, Any] = {"scale_bits": 11, "predictor": "none"}
+        found: dict[str, Any] = {name: getattr(self, name) for name in plain}
+        if (self.tile_cols or 0) > MAX_FIXED_TILE_COLS:
+            plain["tile_cols"], found["tile_cols"] = 0, self.tile_cols
         return ", ".join(f"{k}={v}" for k, v in found.items() if v != plain[k])
 
     def encode_matrix(

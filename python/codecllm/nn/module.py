@@ -36,6 +36,7 @@ from .recode import encode_module
 from .statistics import Statistics
 from .streams import (
     STREAM_DTYPES,
+    STREAM_NAMES,
     align,
     checksum,
     checksum_of,
@@ -172,15 +173,18 @@ class CodedModule(StreamHolder):
 
     def _face(self) -> CodedWeight:
         """One object as long as somebody holds it: tied modules have one weight."""
-        operand, stream = Operand(*self.operand()), self.streams[0]
+        streams, operand = self.streams, Operand(*self.operand())
+        if operand.stream is not streams[0]:  # replaced in between, by another thread
+            return self._face()
+        stream = streams[0]
         assert self._head is not None
-        where = tuple(s.data_ptr() for s in self.streams)
+        where = tuple(s.data_ptr() for s in streams)
         key = (where, self._known[0], self.dense_dtype, self.execution)
         known, before = getattr(stream, "_face", (None, None))
         face = before() if known == key and before is not None else None
         if face is None:
             own = None if operand.scale is not None else self._head.fmt.dtype
-            face = CodedWeight._of(self.streams, operand, self.dense_dtype, self.execution, own)
+            face = CodedWeight._of(streams, operand, self.dense_dtype, self.execution, own)
             # Weak: what the face holds would outlive streams that are moved away.
             stream._face = key, weakref.ref(face)  # type: ignore[attr-defined]
         return face
@@ -234,6 +238,8 @@ class CodedModule(StreamHolder):
                 f"head: a matrix of {[head.rows, head.cols]}, "
                 f"the module has {list(self.matrix_shape)}"
             )
+        if self._head is not None and self._head.coding != head.coding:
+            self.coding_reason = "as it was loaded"
         # dtype_like is never offloaded: it is where the module computes.
         device = self.weight_head.device if here else self.dtype_like.device
         of_head = _without_streams(head, device)
@@ -335,6 +341,21 @@ class CodedModule(StreamHolder):
             stream, raw, index, p["weight_table"], p["weight_scale"], *self.matrix_shape,
             self._layout,
         )  # fmt: skip
+
+    def replace_streams(self, streams: tuple[nn.Parameter, ...]) -> None:
+        """Takes four others at once: a forward in another thread has the old ones or the new ones.
+
+        Raises:
+            CorruptStreamError: as rebuild(); then nothing has changed.
+        """
+        twin = object.__new__(type(self))
+        own = {name: dict(self.__dict__[name]) for name in ("_parameters", "_buffers")}
+        twin.__dict__.update(self.__dict__, **own)
+        for name, stream in zip(STREAM_NAMES, streams, strict=True):
+            setattr(twin, name, stream)
+        twin.rebuild()
+        before = dict(self.__dict__)  # frees nothing in the middle of the next step
+        self.__dict__.update({k: v for k, v in twin.__dict__.items() if before.get(k) is not v})
 
     def _forget_streams(self) -> None:
         self.__dict__["_operand"] = self.__dict__["_live"] = None

@@ -10,7 +10,7 @@ from codecllm_ops.codec.coded import CodedMatrix, lasting
 
 from .module import CodedModule
 from .statistics import Statistics
-from .streams import STREAM_NAMES, Stream, has_bytes
+from .streams import Stream, has_bytes
 
 
 def sync_tables(model: nn.Module) -> None:
@@ -27,11 +27,9 @@ def replace_streams(modules: Iterable[CodedModule], coded: CodedMatrix) -> None:
     streams that belong together, and so does a forward in another thread.
     """
     with lasting():
-        streams = [Stream(tensor) for tensor in coded.tensors()]
+        streams = tuple(Stream(tensor) for tensor in coded.tensors())
     for module in modules:
-        for name, stream in zip(STREAM_NAMES, streams, strict=True):
-            setattr(module, name, stream)
-        module.rebuild()
+        module.replace_streams(streams)
 
 
 def set_exact(model: nn.Module, exact: bool = True) -> None:
