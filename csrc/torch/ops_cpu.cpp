@@ -109,7 +109,7 @@ Tensor fused_linear(const LinearCall& c) {
   const bool as_bf16 = packs_bf16(k, c.view, c.dtype);
   const int64_t element = c.dtype == Dtype::f32 ? 4 : 2;
   const int64_t parts = ceil_div(c.m, kRowsAtOnce), most = ceil_div(c.m, parts);
-  ScratchBuffer packed(most * packed_cols(LinearPath::fixed_few, cols) * (as_bf16 ? 2 : 4));
+  ScratchBuffer packed(most * packed_cols(LinearPath::fixed_registers, cols) * (as_bf16 ? 2 : 4));
   for (int64_t first = 0; first < c.m; first += most) {
     const int64_t m = std::min(most, c.m - first);
     const uint8_t* x = (const uint8_t*)c.x.const_data_ptr() + first * cols * element;
@@ -120,7 +120,6 @@ Tensor fused_linear(const LinearCall& c) {
                           packed.get(),
                           as_bf16,
                           exponent,
-                          x,
                           m,
                           c.weight_scale(),
                           c.bias ? c.bias->const_data_ptr() : nullptr,
