@@ -14,10 +14,10 @@ constexpr int kFixedUnitGroups = 4;  // groups whose containers are whole quads
 
 // How x meets decoded weights.
 enum class LinearPath {
-  tiles,         // of any coding, decoded to scratch: linear_kernel.h
+  tiles,            // of any coding, decoded to scratch: linear_kernel.h
   fixed_registers,  // in the registers they were decoded in: linear_fixed.h
-  fixed_scaled,  // part of a tile at a time, as it stands in the plane, many rows of bfloat16
-  fixed_blocks,  // a decoded tile of bfloat16, many rows of bfloat16: linear_fixed.h
+  fixed_scaled,     // part of a tile at a time, as it stands in the plane, many rows of bfloat16
+  fixed_blocks,     // a decoded tile of bfloat16, many rows of bfloat16: linear_fixed.h
 };
 
 struct LinearArgs {
@@ -99,14 +99,16 @@ CLLM_INLINE int block_rows(LinearPath path, int64_t at, int64_t m) {
 // Whether x is packed as bfloat16: pairs and x can be multiplied natively.
 bool packs_bf16(const Kernels&, const CodedView&, Dtype dtype);
 
-// The path for x, and for fixed_registers the power of two that x is scaled by. Looks at x for that.
+// The path for x, and for fixed_registers the power of two that x is scaled by. Looks at x for
+// that.
 LinearPath choose_path(const Kernels&, const CodedView&, Dtype dtype, const void* x, int64_t m,
                        int& x_exponent);
 
 // Columns of packed x: zeros behind those that x has, as far as kernels read.
 CLLM_INLINE int64_t packed_cols(LinearPath path, int64_t k) {
   const int64_t groups = ceil_div(k, kGroupCols);
-  return kGroupCols * (path == LinearPath::fixed_registers ? groups + kFixedUnitGroups - 1 : groups);
+  return kGroupCols *
+         (path == LinearPath::fixed_registers ? groups + kFixedUnitGroups - 1 : groups);
 }
 
 // Bytes of x [m, k] packed.

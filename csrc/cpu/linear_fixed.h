@@ -1,26 +1,33 @@
-// linear for the coding fixed. Two ways, by the number of rows of x (choose_path in pack_x.cpp):
+// linear for the coding fixed. Three ways, by the number of rows of x and what is in x
+// (choose_path in pack_x.cpp):
 //
-//   fixed_few     plane, a unit of 16 rows x 64 columns            x, packed, times 2^x_exponent
-//                   | load_quads, split_group: registers            | 16 bytes: 8 columns
-//                   v                                               v
-//                 halves, the weights times 2^-window_base  *  columns, repeated for every row
-//                                        '-------.  .--------------'
-//                                                 v v
-//                 sums [row of x][row half][chunk] in registers, over all tiles of a row of tiles;
-//                 then the lanes of each row are added, times 2^(window_base - x_exponent), and the
-//                 listed weights times x as it came. Nothing is written but the output.
+//   fixed_registers  plane, a unit of 16 rows x 64 columns         x, packed, times 2^x_exponent
+//                    | load_quads, split_group: registers            | 16 bytes: 8 columns
+//                    v                                               v
+//                  halves, the weights times 2^-window_base  *  columns, repeated for every row
+//                                         '-------.  .--------------'
+//                                                  v v
+//                  sums [chunk][row of x][row half] in registers, over a tile; at the end of a row
+//                  of tiles the lanes of each row are added, times 2^(window_base - x_exponent),
+//                  and the listed weights times x. Nothing is written but the output.
 //
-//   fixed_blocks  plane -> words of one tile in scratch, the list written over them -> 16 rows of
-//   the
-//                 weight x up to 6 rows of x in 24 registers. Words and x are what they are: inf,
-//                 NaN and all. While one tile is multiplied, the plane of the next one is fetched.
+//   fixed_scaled     the same numbers, but the halves of one tile go to scratch, and 16 rows of the
+//                    weight meet up to 6 rows of x in 24 registers. While one tile is multiplied,
+//                    the plane of the next one is fetched.
+//
+//   fixed_blocks     as fixed_scaled with real words in scratch, the list written over them, and x
+//                    as it is: inf, NaN and all.
+//
+// More rows than 8 in registers (blocks of up to 12, decoded again for each) is slower than
+// scratch: decoding does not hide behind products (12 rows: 2.8 instead of 2.5 ms), and above 8
+// rows registers spill.
 //
 // Traps:
 //   * Fetches go to the second-level cache. Into the first one, 1 to 3 units ahead, they push out
 //     what is in use: 2.2 instead of 1.3 ms at 4 rows of x (4096 x 4096, one thread).
 //   * The last unit of a tile may be narrower. In registers it is widened, and meets columns of x
-//     that are not its own with weights that are zero: they must be finite, which fixed_few may
-//     rely on and fixed_blocks may not.
+//     that are not its own with weights that are zero: they must be finite, which fixed_registers
+//     and fixed_scaled may rely on and fixed_blocks may not.
 #pragma once
 #include "blocks.h"
 #include "to_float.h"
@@ -41,8 +48,7 @@ CLLM_INLINE void add_lanes(const LaneSums& sums, float (&rows)[kTileRows]) {
   for (int row = 0; row < kTileRows; row += V::W) {
     V::reg lanes[4];
     V::load_quads((const uint8_t*)&sums + 16 * row, lanes);
-    store_f32v(rows + row,
-               ((f32v)lanes[0] + (f32v)lanes[1]) + ((f32v)lanes[2] + (f32v)lanes[3]));
+    store_f32v(rows + row, ((f32v)lanes[0] + (f32v)lanes[1]) + ((f32v)lanes[2] + (f32v)lanes[3]));
   }
 }
 
@@ -61,8 +67,7 @@ inline void store_rows(const TilePlace& tile, const LinearArgs& args, int64_t x_
     }
     return;
   }
-  for (int row = 0; row < tile.rows; ++row)
-    store_float(args.out, args.dtype, to + row, rows[row]);
+  for (int row = 0; row < tile.rows; ++row) store_float(args.out, args.dtype, to + row, rows[row]);
 }
 
 CLLM_INLINE void fetch_lines(const uint8_t* from, int lines) {
@@ -161,8 +166,8 @@ constexpr int kFetchAhead = 12288;
 // Units in a row times Rows rows of x. Where sums of all chunks have no room in registers, one
 // chunk after the other: the units are in the first-level cache by then.
 template <class P, int Rows>
-__attribute__((noinline)) void multiply_units(const uint8_t* unit, int units, const typename P::X* x,
-                           FewSums<Rows>& sums) {
+__attribute__((noinline)) void multiply_units(const uint8_t* unit, int units,
+                                              const typename P::X* x, FewSums<Rows>& sums) {
   constexpr int kSumsInRegisters = kFloats == 16 ? 8 : 4;  // with 16, 1.7 instead of 1.5 ms
   constexpr int kTogether = 2 * Rows * kChunks <= kSumsInRegisters ? kChunks : 1;
   for (int first = 0; first < kChunks; first += kTogether) {
@@ -309,11 +314,12 @@ constexpr MultiplyBlock kMultiplyBlock[kBlockRows + 1] = {
     nullptr,           multiply_block<1>, multiply_block<2>, multiply_block<3>,
     multiply_block<4>, multiply_block<5>, multiply_block<6>};
 
-// Part of a tile: some units, decoded. As wide as the first-level cache has room for, beside x.
+// Part of a tile: some units, decoded. Half as wide costs 6 to 9 % at 12 to 64 rows of x: sums are
+// then loaded and stored twice as often.
 struct Part {
   int first_group, groups;
 };
-inline int part_groups(int64_t m) { return kFixedUnit * (m <= 32 ? 4 : 8); }
+constexpr int kPartGroups = 8 * kFixedUnit;
 
 // Words [group][j][lane] of a part, always whole units: the scratch of two tiles has room. Lies of
 // the plane (code 0 with a mantissa) are what check_fixed looks for: here they are subnormals.
@@ -376,10 +382,10 @@ inline Status linear_fixed_blocks(const CodedView& view, int64_t begin, int64_t 
   const Scratch scratch(view, at_scratch);
   uint32_t* words = scratch.pairs[0];
   LaneSums* sums = (LaneSums*)scratch.sums;
-  float(*listed)[kTileRows] = (float(*)[kTileRows])(sums + args.m);  // where a second tile's sums go
+  float (*listed)[kTileRows] =
+      (float (*)[kTileRows])(sums + args.m);  // where a second tile's sums go
   const double unscale = power_of_two(-args.x_exponent);
   const int64_t packed = packed_cols(LinearPath::fixed_blocks, view.cols);
-  const int width = part_groups(args.m);
   int64_t segment = 0;
   FixedTile tile;
   for (int64_t tile_row = begin; tile_row < end; ++tile_row) {
@@ -388,8 +394,9 @@ inline Status linear_fixed_blocks(const CodedView& view, int64_t begin, int64_t 
     for (int64_t col = 0; col < view.col_tiles; ++col) {
       if (!locate_fixed(view, tile_row, col, segment, tile))
         return {Corruption::index, tile.number};
-      for (int group = 0; group < tile.groups; group += width) {
-        const Part part = {group, tile.groups - group < width ? tile.groups - group : width};
+      for (int group = 0; group < tile.groups; group += kPartGroups) {
+        const int left = tile.groups - group;
+        const Part part = {group, left < kPartGroups ? left : kPartGroups};
         decode_part<Scaled>(tile, part, words);
         const int64_t after = int64_t(group + part.groups) * kFixedGroupBytes;
         multiply_part(tile, part, words, args, packed, sums, tile.plane + after);
