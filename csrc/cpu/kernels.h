@@ -16,7 +16,7 @@ constexpr int kFixedUnitGroups = 4;  // groups whose containers are whole quads
 enum class LinearPath {
   tiles,            // of any coding, decoded to scratch: linear_kernel.h
   fixed_registers,  // in the registers they were decoded in: linear_fixed.h
-  fixed_scaled,     // part of a tile at a time, as it stands in the plane, many rows of bfloat16
+  fixed_scaled,     // as fixed_blocks, of halves as they stand in the plane
   fixed_blocks,     // a decoded tile of bfloat16, many rows of bfloat16: linear_fixed.h
 };
 
@@ -99,7 +99,7 @@ CLLM_INLINE int block_rows(LinearPath path, int64_t at, int64_t m) {
 // Whether x is packed as bfloat16: pairs and x can be multiplied natively.
 bool packs_bf16(const Kernels&, const CodedView&, Dtype dtype);
 
-// The path for x, and for fixed_registers the power of two that x is scaled by. Looks at x for
+// The path for x, and for the scaled ones the power of two that x is scaled by. Looks at x for
 // that.
 LinearPath choose_path(const Kernels&, const CodedView&, Dtype dtype, const void* x, int64_t m,
                        int& x_exponent);

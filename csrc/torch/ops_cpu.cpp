@@ -177,14 +177,14 @@ Tensor gemm_linear(const LinearCall& c) {
 // measured. With bench/bench_linear.py on two AVX-512 cores: for rans the two paths differ by less
 // than 10 % from 64 to 256 rows. For fixed with bfloat16 products, 4096 x 4096, one core,
 // as multiples of F.linear's speed: 0.98 and 0.8 (the library) at 128 rows, 0.93 and 0.86 at 256,
-// 0.94 and 0.93 at 512.
+// 0.95 and 0.93 at 512, 0.98 and 0.96 at 1024, 1.01 and 0.99 at 2048.
 std::atomic<int64_t> gemm_from{-1};
 
 bool library_is_faster(const LinearCall& c) {
   const int64_t set = gemm_from.load();
   if (set >= 0) return c.m >= set;
   const bool blocks = c.view.coding == Coding::fixed && packs_bf16(kernels(), c.view, c.dtype);
-  return c.m >= (blocks ? 640 : 128);
+  return c.m >= (blocks ? 4096 : 128);
 }
 
 Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, const Tensor& index,
