@@ -9,14 +9,14 @@ namespace codecllm {
 
 // Rows of x that linear_fixed.h keeps sums of in registers: beside a tile decoded in scratch, and
 // while it decodes.
-constexpr int kBlockRows = 6, kFewRows = 6, kFewFloatRows = 4;
-constexpr int kFixedUnitGroups = kFixedUnit;
+constexpr int kBlockRows = 6, kRegisterRows = 8, kFloatRegisterRows = 4;
 
 // How x meets decoded weights.
 enum class LinearPath {
-  tiles,         // of any coding, decoded to scratch: linear_kernel.h
-  fixed_few,     // in the registers they were decoded in: linear_fixed.h
-  fixed_blocks,  // a decoded tile of bfloat16, many rows of bfloat16: linear_fixed.h
+  tiles,            // of any coding, decoded to scratch: linear_kernel.h
+  fixed_registers,  // in the registers they were decoded in: linear_fixed.h
+  fixed_scaled,     // as fixed_blocks, of halves as they stand in the plane
+  fixed_blocks,     // a decoded tile of bfloat16, many rows of bfloat16: linear_fixed.h
 };
 
 struct LinearArgs {
@@ -24,7 +24,6 @@ struct LinearArgs {
   const void* x;     // [M, K] packed by pack_x
   bool x_is_bf16;    // packed as bfloat16, else as float
   int x_exponent;    // packed x is x times two to this power
-  const void* x_in;  // [M, K] as it came, of dtype `dtype`
   int64_t m;         // rows of x
   Scale scale;       // of the weight, [N] or for all
   const void* bias;  // [N] of dtype `dtype`, or null
@@ -84,8 +83,9 @@ int64_t scratch_bytes(const CodedView&, int64_t m);
 CLLM_INLINE int block_rows(LinearPath path, int64_t at, int64_t m) {
   const int64_t left = m - at;
   switch (path) {
-    case LinearPath::fixed_few:
+    case LinearPath::fixed_registers:
       return int(left);
+    case LinearPath::fixed_scaled:
     case LinearPath::fixed_blocks: {  // as equal as they can be
       const int64_t blocks = ceil_div(left, kBlockRows);
       return int(ceil_div(left, blocks));
@@ -98,14 +98,16 @@ CLLM_INLINE int block_rows(LinearPath path, int64_t at, int64_t m) {
 // Whether x is packed as bfloat16: pairs and x can be multiplied natively.
 bool packs_bf16(const Kernels&, const CodedView&, Dtype dtype);
 
-// The path for x, and for fixed_few the power of two that x is scaled by. Looks at x for that.
+// The path for x, and for the scaled ones the power of two that x is scaled by. Looks at x for
+// that.
 LinearPath choose_path(const Kernels&, const CodedView&, Dtype dtype, const void* x, int64_t m,
                        int& x_exponent);
 
 // Columns of packed x: zeros behind those that x has, as far as kernels read.
 CLLM_INLINE int64_t packed_cols(LinearPath path, int64_t k) {
   const int64_t groups = ceil_div(k, kGroupCols);
-  return kGroupCols * (path == LinearPath::fixed_few ? groups + kFixedUnitGroups - 1 : groups);
+  return kGroupCols *
+         (path == LinearPath::fixed_registers ? groups + kFixedUnit - 1 : groups);
 }
 
 // Bytes of x [m, k] packed.

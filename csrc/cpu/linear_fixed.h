@@ -1,26 +1,33 @@
-// linear for the coding fixed. Two ways, by the number of rows of x (choose_path in pack_x.cpp):
+// linear for the coding fixed. Three ways, by the number of rows of x and what is in x
+// (choose_path in pack_x.cpp):
 //
-//   fixed_few     plane, a unit of 16 rows x 64 columns            x, packed, times 2^x_exponent
-//                   | load_quads, split_group: registers            | 16 bytes: 8 columns
-//                   v                                               v
-//                 halves, the weights times 2^-window_base  *  columns, repeated for every row
-//                                        '-------.  .--------------'
-//                                                 v v
-//                 sums [row of x][row half][chunk] in registers, over all tiles of a row of tiles;
-//                 then the lanes of each row are added, times 2^(window_base - x_exponent), and the
-//                 listed weights times x as it came. Nothing is written but the output.
+//   fixed_registers  plane, a unit of 16 rows x 64 columns         x, packed, times 2^x_exponent
+//                    | load_quads, split_group: registers            | 16 bytes: 8 columns
+//                    v                                               v
+//                  halves, the weights times 2^-window_base  *  columns, repeated for every row
+//                                         '-------.  .--------------'
+//                                                  v v
+//                  sums [chunk][row of x][row half] in registers, over a tile; at the end of a row
+//                  of tiles the lanes of each row are added, times 2^(window_base - x_exponent),
+//                  and the listed weights times x. Nothing is written but the output.
 //
-//   fixed_blocks  plane -> words of one tile in scratch, the list written over them -> 16 rows of
-//   the
-//                 weight x up to 6 rows of x in 24 registers. Words and x are what they are: inf,
-//                 NaN and all. While one tile is multiplied, the plane of the next one is fetched.
+//   fixed_scaled     the same numbers, but the halves of one tile go to scratch, and 16 rows of the
+//                    weight meet up to 6 rows of x in 24 registers. While one tile is multiplied,
+//                    the plane of the next one is fetched.
+//
+//   fixed_blocks     as fixed_scaled with real words in scratch, the list written over them, and x
+//                    as it is: inf, NaN and all.
+//
+// More rows than 8 in registers (blocks of up to 12, decoded again for each) is slower than
+// scratch: decoding does not hide behind products (12 rows: 2.8 instead of 2.5 ms), and above 8
+// rows registers spill.
 //
 // Traps:
 //   * Fetches go to the second-level cache. Into the first one, 1 to 3 units ahead, they push out
 //     what is in use: 2.2 instead of 1.3 ms at 4 rows of x (4096 x 4096, one thread).
-//   * The last unit of a tile may be narrower. In registers it is widened, and meets columns of x
-//     that are not its own with weights that are zero: they must be finite, which fixed_few may
-//     rely on and fixed_blocks may not.
+//   * The last unit of a tile may be narrower. fixed_registers widens it, and meets columns of x
+//     that are not its own with weights that are zero: they must be finite, as they are on that
+//     path. The others multiply only the groups that a tile has.
 #pragma once
 #include "blocks.h"
 #include "to_float.h"
@@ -29,8 +36,6 @@ namespace codecllm {
 namespace {
 
 #if defined(__AVX2__)
-static_assert(kFixedUnit == kFixedUnitGroups, "packed x is as wide as whole units need");
-
 // Sums of a row of tiles for one row of x: [row half][lane], four lanes to a row.
 struct alignas(64) LaneSums {
   float at[2][kLanes];
@@ -38,20 +43,29 @@ struct alignas(64) LaneSums {
 
 // Adds the four lanes of each row.
 CLLM_INLINE void add_lanes(const LaneSums& sums, float (&rows)[kTileRows]) {
-  for (int row = 0; row < kTileRows; ++row) {
-    const float* lanes = sums.at[row / 8] + row % 8 * 4;
-    rows[row] = (lanes[0] + lanes[1]) + (lanes[2] + lanes[3]);
+  for (int row = 0; row < kTileRows; row += V::W) {
+    V::reg lanes[4];
+    V::load_quads((const uint8_t*)&sums + 16 * row, lanes);
+    store_f32v(rows + row, ((f32v)lanes[0] + (f32v)lanes[1]) + ((f32v)lanes[2] + (f32v)lanes[3]));
   }
 }
 
 // Adds the bias, writes out[x_row, rows of the tile].
 inline void store_rows(const TilePlace& tile, const LinearArgs& args, int64_t x_row,
-                       const float (&rows)[kTileRows]) {
-  for (int row = 0; row < tile.rows; ++row) {
-    float value = rows[row];
-    if (args.bias) value += load_float(args.bias, args.dtype, tile.out_row + row);
-    store_float(args.out, args.dtype, x_row * args.n + tile.out_row + row, value);
+                       float (&rows)[kTileRows]) {
+  if (args.bias)
+    for (int row = 0; row < tile.rows; ++row)
+      rows[row] += load_float(args.bias, args.dtype, tile.out_row + row);
+  const int64_t to = x_row * args.n + tile.out_row;
+  if (args.dtype == Dtype::bf16 && tile.rows == kTileRows) {
+    typedef uint16_t u16v __attribute__((vector_size(2 * kFloats)));
+    for (int row = 0; row < kTileRows; row += kFloats) {
+      const u16v words = __builtin_convertvector(round_to<Bf16>(load_f32v(rows + row)), u16v);
+      memcpy((uint16_t*)args.out + to + row, &words, sizeof words);
+    }
+    return;
   }
+  for (int row = 0; row < tile.rows; ++row) store_float(args.out, args.dtype, to + row, rows[row]);
 }
 
 CLLM_INLINE void fetch_lines(const uint8_t* from, int lines) {
@@ -63,6 +77,9 @@ CLLM_INLINE void fetch_lines(const uint8_t* from, int lines) {
 // x as floats: of 8 columns first the even, then the odd ones.
 struct FloatProducts {
   using X = float;
+  static constexpr int kRows = kFloatRegisterRows;
+  static CLLM_INLINE int place(int col) { return col % 2 * 4 + col / 2; }  // in packed x
+  static CLLM_INLINE float value(X x) { return x; }
   struct Numbers {
     f32v even, odd;
   };
@@ -79,6 +96,9 @@ struct FloatProducts {
 #ifdef __AVX512BF16__
 struct Bf16Products {
   using X = uint16_t;
+  static constexpr int kRows = kRegisterRows;
+  static CLLM_INLINE int place(int col) { return col; }
+  static CLLM_INLINE float value(X x) { return float_from_bits(uint32_t(x) << 16); }
   using Numbers = __m512bh;
   static CLLM_INLINE Numbers weights(V::reg pair) { return (Numbers)pair; }
   static CLLM_INLINE Numbers columns(const X* x) {
@@ -117,7 +137,7 @@ CLLM_INLINE void multiply_chunk(const uint8_t* unit, int c, const typename P::X*
     for (int half = 0; half < 2; ++half) {
       const auto upper = P::weights(pairs[2 * half]), lower = P::weights(pairs[2 * half + 1]);
       const typename P::X* at = x + (2 * g + half) * 8 * Rows;
-#pragma GCC unroll 8
+#pragma GCC unroll 12
       for (int row = 0; row < Rows; ++row) {
         const auto columns = P::columns(at + 8 * row);
         P::add(sum[row][0], upper, columns);
@@ -144,8 +164,8 @@ constexpr int kFetchAhead = 12288;
 // Units in a row times Rows rows of x. Where sums of all chunks have no room in registers, one
 // chunk after the other: the units are in the first-level cache by then.
 template <class P, int Rows>
-inline void multiply_units(const uint8_t* unit, int units, const typename P::X* x,
-                           FewSums<Rows>& sums) {
+__attribute__((noinline)) void multiply_units(const uint8_t* unit, int units,
+                                              const typename P::X* x, FewSums<Rows>& sums) {
   constexpr int kSumsInRegisters = kFloats == 16 ? 8 : 4;  // with 16, 1.7 instead of 1.5 ms
   constexpr int kTogether = 2 * Rows * kChunks <= kSumsInRegisters ? kChunks : 1;
   for (int first = 0; first < kChunks; first += kTogether) {
@@ -173,91 +193,91 @@ CLLM_INLINE double power_of_two(int exponent) {
   return value;
 }
 
-// sums [row of x][row of the tile] += listed weights of the tile times x.
-inline void add_listed(const FixedTile& tile, const LinearArgs& args, int64_t cols,
-                       float (*sums)[kTileRows]) {
-  with_activation(args.dtype, [&](auto f) {
-    for (int64_t i = 0; i < tile.list.count; ++i) {
-      const FixedEntry e = tile.list[i];
-      const float weight = word_value<Bf16>(e.word());
-      int64_t x_at = tile.first_col + e.col();
-      for (int64_t x_row = 0; x_row < args.m; ++x_row, x_at += cols)
-        sums[x_row][e.row()] += weight * load_float<decltype(f)>(args.x_in, x_at);
-    }
-  });
+// The listed weights of a tile times a block of x: sums [row of x][row of the tile] += these.
+template <class P>
+CLLM_INLINE void add_listed(const FixedTile& tile, const typename P::X* x, int rows, double unscale,
+                            float (*sums)[kTileRows]) {
+  for (int64_t i = 0; i < tile.list.count; ++i) {
+    const FixedEntry e = tile.list[i];
+    const float weight = word_value<Bf16>(e.word());
+    const typename P::X* eight = x + e.col() / 8 * 8 * rows + P::place(e.col() % 8);
+    for (int row = 0; row < rows; ++row)  // x as it came: scaling it back is exact
+      sums[row][e.row()] += weight * float(double(P::value(eight[8 * row])) * unscale);
+  }
 }
 
+// A tile times all rows of x.
 template <class P, int Rows>
-inline Status linear_few(const CodedView& view, int64_t begin, int64_t end,
-                         const LinearArgs& args) {
-  int64_t segment = 0;
-  for (int64_t tile_row = begin; tile_row < end; ++tile_row) {
-    FewSums<Rows> sums = {};
-    float listed[Rows][kTileRows] = {};
-    FixedTile tile;
-    for (int64_t col = 0; col < view.col_tiles; ++col) {
-      if (!locate_fixed(view, tile_row, col, segment, tile))
-        return {Corruption::index, tile.number};
-      const int units = tile.groups / kFixedUnit, left = tile.groups % kFixedUnit;
-      const typename P::X* x = (const typename P::X*)args.x + tile.first_col * Rows;
-      multiply_units<P, Rows>(tile.plane, units, x, sums);
-      if (left) {
-        uint8_t last[kFixedUnitBytes];
-        widen_unit(tile.plane + int64_t(units) * kFixedUnitBytes, left, last);
-        multiply_units<P, Rows>(last, 1, x + units * kFixedUnitCols * Rows, sums);
-      }
-      add_listed(tile, args, view.cols, listed);
-    }
-    const double factor = power_of_two(int(tile.window_base & 0xff) - args.x_exponent);
-    for (int x_row = 0; x_row < Rows; ++x_row) {
-      LaneSums lanes;
-      for (int half = 0; half < 2; ++half)
-        for (int c = 0; c < kChunks; ++c)
-          store_f32v(lanes.at[half] + c * V::W, sums[c][x_row][half]);
-      float rows[kTileRows];
-      add_lanes(lanes, rows);
-      for (int row = 0; row < kTileRows; ++row)
-        rows[row] = float(double(rows[row]) * factor) + listed[x_row][row];
-      store_rows(tile, args, x_row, rows);
-    }
+inline void multiply_tile(const FixedTile& tile, const void* x_block, double unscale,
+                          f32v* sums_of_block, float (*listed)[kTileRows]) {
+  FewSums<Rows>& sums = *(FewSums<Rows>*)sums_of_block;
+  const typename P::X* x = (const typename P::X*)x_block + tile.first_col * Rows;
+  const int units = tile.groups / kFixedUnit, left = tile.groups % kFixedUnit;
+  multiply_units<P, Rows>(tile.plane, units, x, sums);
+  if (left) {
+    uint8_t last[kFixedUnitBytes];
+    widen_unit(tile.plane + int64_t(units) * kFixedUnitBytes, left, last);
+    multiply_units<P, Rows>(last, 1, x + units * kFixedUnitCols * Rows, sums);
   }
-  return {};
+  add_listed<P>(tile, x, Rows, unscale, listed);
+}
+
+using MultiplyTile = void (*)(const FixedTile&, const void*, double, f32v*, float (*)[kTileRows]);
+template <class P, int... Less>
+inline MultiplyTile multiply_tile_of(int rows, std::integer_sequence<int, Less...>) {
+  static constexpr MultiplyTile kAll[] = {multiply_tile<P, Less + 1>...};
+  return kAll[rows - 1];
+}
+
+// The sums of one row of x to its output.
+CLLM_INLINE void finish_row(const FixedTile& tile, const LinearArgs& args, int64_t x_row,
+                            const LaneSums& sums, double factor, const float* listed) {
+  float rows[kTileRows];
+  add_lanes(sums, rows);
+  for (int row = 0; row < kTileRows; ++row)
+    rows[row] = float(double(rows[row]) * factor) + listed[row];
+  store_rows(tile, args, x_row, rows);
+}
+
+// The power of two that undoes the scales of weights and x.
+CLLM_INLINE double sum_factor(const FixedTile& tile, const LinearArgs& args) {
+  return power_of_two(int(tile.window_base & 0xff) - args.x_exponent);
 }
 
 template <class P>
-inline Status linear_few(const CodedView& view, int64_t begin, int64_t end,
-                         const LinearArgs& args) {
-  switch (args.m) {
-    case 1:
-      return linear_few<P, 1>(view, begin, end, args);
-    case 2:
-      return linear_few<P, 2>(view, begin, end, args);
-    case 3:
-      return linear_few<P, 3>(view, begin, end, args);
-    case 4:
-      return linear_few<P, 4>(view, begin, end, args);
-    default:
-      break;
-  }
-#ifdef __AVX512BF16__
-  if constexpr (std::is_same_v<P, Bf16Products>) {
-    switch (args.m) {
-      case 5:
-        return linear_few<P, 5>(view, begin, end, args);
-      case 6:
-        return linear_few<P, 6>(view, begin, end, args);
+inline Status linear_registers(const CodedView& view, int64_t begin, int64_t end,
+                               const LinearArgs& args) {
+  const int rows = int(args.m);
+  const MultiplyTile multiply =
+      multiply_tile_of<P>(rows, std::make_integer_sequence<int, P::kRows>());
+  const double unscale = power_of_two(-args.x_exponent);
+  int64_t segment = 0;
+  FixedTile tile;
+  for (int64_t tile_row = begin; tile_row < end; ++tile_row) {
+    f32v sums[2 * kChunks * P::kRows] = {};
+    float listed[P::kRows][kTileRows] = {};
+    for (int64_t col = 0; col < view.col_tiles; ++col) {
+      if (!locate_fixed(view, tile_row, col, segment, tile))
+        return {Corruption::index, tile.number};
+      multiply(tile, args.x, unscale, sums, listed);
+    }
+    for (int row = 0; row < rows; ++row) {
+      LaneSums lanes;
+      for (int c = 0; c < kChunks; ++c)
+        for (int half = 0; half < 2; ++half)
+          store_f32v(lanes.at[half] + c * V::W, sums[(c * rows + row) * 2 + half]);
+      finish_row(tile, args, row, lanes, sum_factor(tile, args), listed[row]);
     }
   }
-#endif
   return {};
 }
 
-inline Status linear_fixed_few(const CodedView& view, int64_t begin, int64_t end,
-                               const LinearArgs& args) {
+inline Status linear_fixed_registers(const CodedView& view, int64_t begin, int64_t end,
+                                     const LinearArgs& args) {
 #ifdef __AVX512BF16__
-  if (args.x_is_bf16) return linear_few<Bf16Products>(view, begin, end, args);
+  if (args.x_is_bf16) return linear_registers<Bf16Products>(view, begin, end, args);
 #endif
-  return linear_few<FloatProducts>(view, begin, end, args);
+  return linear_registers<FloatProducts>(view, begin, end, args);
 }
 
 // ---- blocks of x --------------------------------------------------------------------------------
@@ -292,14 +312,16 @@ constexpr MultiplyBlock kMultiplyBlock[kBlockRows + 1] = {
     nullptr,           multiply_block<1>, multiply_block<2>, multiply_block<3>,
     multiply_block<4>, multiply_block<5>, multiply_block<6>};
 
-// Part of a tile: some units, decoded. As wide as the first-level cache has room for, beside x.
+// Part of a tile: some units, decoded. Half as wide costs 6 to 9 % at 12 to 64 rows of x: sums are
+// then loaded and stored twice as often.
 struct Part {
   int first_group, groups;
 };
-inline int part_groups(int64_t m) { return kFixedUnit * (m <= 32 ? 4 : 8); }
+constexpr int kPartGroups = 8 * kFixedUnit;
 
 // Words [group][j][lane] of a part, always whole units: the scratch of two tiles has room. Lies of
 // the plane (code 0 with a mantissa) are what check_fixed looks for: here they are subnormals.
+template <bool Scaled>
 inline void decode_part(const FixedTile& tile, Part part, uint32_t* words) {
   const __m512i code = _mm512_set1_epi32(int(kFixedCode));
   const __m512i base = _mm512_set1_epi16(short(tile.window_base << kFixedCodeShift));
@@ -316,12 +338,14 @@ inline void decode_part(const FixedTile& tile, Part part, uint32_t* words) {
       for_pairs(from, c, [&](int g, const V::reg(&pairs)[kPairsPerGroup]) {
 #pragma GCC unroll 4
         for (int j = 0; j < kPairsPerGroup; ++j) {
-          const __mmask32 some = _mm512_test_epi16_mask(pairs[j], code);
-          V::store(to + (kPairsPerGroup * g + j) * kLanes + c * V::W,
-                   _mm512_mask_add_epi16(pairs[j], some, pairs[j], base));
+          V::reg out = pairs[j];
+          if (!Scaled)
+            out = _mm512_mask_add_epi16(out, _mm512_test_epi16_mask(out, code), out, base);
+          V::store(to + (kPairsPerGroup * g + j) * kLanes + c * V::W, out);
         }
       });
   }
+  if (Scaled) return;
   const int first_col = kGroupCols * part.first_group, cols = kGroupCols * part.groups;
   for (int64_t i = 0; i < tile.list.count; ++i) {
     const FixedEntry e = tile.list[i];
@@ -350,28 +374,43 @@ inline void multiply_part(const FixedTile& tile, Part part, const uint32_t* word
   }
 }
 
+template <bool Scaled>
 inline Status linear_fixed_blocks(const CodedView& view, int64_t begin, int64_t end,
                                   const LinearArgs& args, uint8_t* at_scratch) {
   const Scratch scratch(view, at_scratch);
   uint32_t* words = scratch.pairs[0];
   LaneSums* sums = (LaneSums*)scratch.sums;
+  float (*listed)[kTileRows] =
+      (float (*)[kTileRows])(sums + args.m);  // where a second tile's sums go
+  const double unscale = power_of_two(-args.x_exponent);
   const int64_t packed = packed_cols(LinearPath::fixed_blocks, view.cols);
-  const int width = part_groups(args.m);
   int64_t segment = 0;
   FixedTile tile;
   for (int64_t tile_row = begin; tile_row < end; ++tile_row) {
     memset(sums, 0, size_t(args.m) * sizeof *sums);
+    if (Scaled) memset(listed, 0, size_t(args.m) * sizeof *listed);
     for (int64_t col = 0; col < view.col_tiles; ++col) {
       if (!locate_fixed(view, tile_row, col, segment, tile))
         return {Corruption::index, tile.number};
-      for (int group = 0; group < tile.groups; group += width) {
-        const Part part = {group, tile.groups - group < width ? tile.groups - group : width};
-        decode_part(tile, part, words);
+      for (int group = 0; group < tile.groups; group += kPartGroups) {
+        const int left = tile.groups - group;
+        const Part part = {group, left < kPartGroups ? left : kPartGroups};
+        decode_part<Scaled>(tile, part, words);
         const int64_t after = int64_t(group + part.groups) * kFixedGroupBytes;
         multiply_part(tile, part, words, args, packed, sums, tile.plane + after);
       }
+      for (int64_t first = 0; Scaled && first < args.m && tile.list.count;) {
+        const int rows = block_rows(LinearPath::fixed_blocks, first, args.m);
+        const uint16_t* x = (const uint16_t*)args.x + first * packed + tile.first_col * rows;
+        add_listed<Bf16Products>(tile, x, rows, unscale, listed + first);
+        first += rows;
+      }
     }
     for (int64_t x_row = 0; x_row < args.m; ++x_row) {
+      if (Scaled) {
+        finish_row(tile, args, x_row, sums[x_row], sum_factor(tile, args), listed[x_row]);
+        continue;
+      }
       float rows[kTileRows];
       add_lanes(sums[x_row], rows);
       store_rows(tile, args, x_row, rows);

@@ -176,11 +176,14 @@ inline void finish(const TilePlace& tile, const float* sums, const LinearArgs& a
 inline Status linear(const CodedView& view, int64_t begin, int64_t end, const LinearArgs& args,
                      uint8_t* at_scratch) {
 #ifdef __AVX2__
-  if (args.path == LinearPath::fixed_few) return linear_fixed_few(view, begin, end, args);
+  if (args.path == LinearPath::fixed_registers)
+    return linear_fixed_registers(view, begin, end, args);
 #endif
 #ifdef __AVX512BF16__
+  if (args.path == LinearPath::fixed_scaled)
+    return linear_fixed_blocks<true>(view, begin, end, args, at_scratch);
   if (args.path == LinearPath::fixed_blocks)
-    return linear_fixed_blocks(view, begin, end, args, at_scratch);
+    return linear_fixed_blocks<false>(view, begin, end, args, at_scratch);
 #endif
   const Scratch scratch(view, at_scratch);
   const int64_t padded_cols = packed_cols(args.path, view.cols);

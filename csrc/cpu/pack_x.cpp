@@ -65,8 +65,9 @@ LinearPath choose_path(const Kernels& kernels, const CodedView& view, Dtype dtyp
   x_exponent = 0;
   if (view.coding != Coding::fixed || !kernels.simd) return LinearPath::tiles;
   const bool as_bf16 = packs_bf16(kernels, view, dtype);
-  if (m <= (as_bf16 ? kFewRows : kFewFloatRows) && scale_of_x(dtype, x, m * view.cols, x_exponent))
-    return LinearPath::fixed_few;
+  const bool few = m <= (as_bf16 ? kRegisterRows : kFloatRegisterRows);
+  if ((as_bf16 || few) && scale_of_x(dtype, x, m * view.cols, x_exponent))
+    return few ? LinearPath::fixed_registers : LinearPath::fixed_scaled;
   return as_bf16 ? LinearPath::fixed_blocks : LinearPath::tiles;
 }
 

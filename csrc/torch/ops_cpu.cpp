@@ -100,16 +100,16 @@ struct LinearCall {
 };
 
 // Decoded weights live in registers and the first-level cache only. Rows of x so many at a time
-// that their sums stay in the second-level cache.
+// that x and their sums fit about into the second-level cache.
 Tensor fused_linear(const LinearCall& c) {
-  constexpr int64_t kRowsAtOnce = 512;
+  constexpr int64_t kRowsAtOnce = 128;
   const int64_t rows = c.view.rows, cols = c.view.cols;
   Tensor out = make_empty(c.x, c.shape, c.x.scalar_type());
   const Kernels& k = kernels();
   const bool as_bf16 = packs_bf16(k, c.view, c.dtype);
   const int64_t element = c.dtype == Dtype::f32 ? 4 : 2;
   const int64_t parts = ceil_div(c.m, kRowsAtOnce), most = ceil_div(c.m, parts);
-  ScratchBuffer packed(most * packed_cols(LinearPath::fixed_few, cols) * (as_bf16 ? 2 : 4));
+  ScratchBuffer packed(most * packed_cols(LinearPath::fixed_registers, cols) * (as_bf16 ? 2 : 4));
   for (int64_t first = 0; first < c.m; first += most) {
     const int64_t m = std::min(most, c.m - first);
     const uint8_t* x = (const uint8_t*)c.x.const_data_ptr() + first * cols * element;
@@ -120,7 +120,6 @@ Tensor fused_linear(const LinearCall& c) {
                           packed.get(),
                           as_bf16,
                           exponent,
-                          x,
                           m,
                           c.weight_scale(),
                           c.bias ? c.bias->const_data_ptr() : nullptr,
@@ -176,15 +175,16 @@ Tensor gemm_linear(const LinearCall& c) {
 
 // Rows of x from which on decoding once and calling the library's GEMM is faster; below 0: as
 // measured. With bench/bench_linear.py on two AVX-512 cores: for rans the two paths differ by less
-// than 10 % from 64 to 256 rows. For fixed_blocks, 4096 x 4096, one core: at 128 rows 0.95 of
-// F.linear's speed, at 512 it was 0.8.
+// than 10 % from 64 to 256 rows. For fixed with bfloat16 products, 4096 x 4096, one core,
+// as multiples of F.linear's speed: 0.98 and 0.8 (the library) at 128 rows, 0.93 and 0.86 at 256,
+// 0.95 and 0.93 at 512, 0.98 and 0.96 at 1024, 1.01 and 0.99 at 2048.
 std::atomic<int64_t> gemm_from{-1};
 
 bool library_is_faster(const LinearCall& c) {
   const int64_t set = gemm_from.load();
   if (set >= 0) return c.m >= set;
   const bool blocks = c.view.coding == Coding::fixed && packs_bf16(kernels(), c.view, c.dtype);
-  return c.m >= (blocks ? 320 : 128);
+  return c.m >= (blocks ? 4096 : 128);
 }
 
 Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, const Tensor& index,

@@ -25,7 +25,7 @@ from codecllm_ops.format import FORMATS
 BF16 = FORMATS["bf16"]
 DTYPES = [torch.bfloat16, torch.float32, torch.float16]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
-BATCHES = [1, 3, 16] if INTERPRETING else [*range(1, 10), 15, 16, 17, 33, 64, 65, 128, 200]
+BATCHES = [1, 3, 16] if INTERPRETING else [*range(1, 14), 15, 16, 17, 24, 25, 33, 64, 65, 128, 200]
 
 
 def fixed(w: torch.Tensor, tile_cols: int | None = None) -> CodedMatrix:
@@ -206,7 +206,7 @@ def test_x_of_any_magnitude(backend, base, powers, dtype):
     """Columns of x of these powers of two, weights of another: nothing is lost by scaling."""
     w = (weights(33, 70, BF16).float() * 50 * 2.0 ** (base - 119)).bfloat16()
     scales = torch.tensor([2.0**p for p in powers], dtype=torch.float64)
-    for m in (1, 2, 4, 5, 8, 9):
+    for m in (1, 2, 4, 5, 8, 9, 13):
         x = activations(m, 70, dtype=torch.float64) * scales.repeat(70)[:70]
         x = x.clamp(-3e38, 3e38).to(dtype)
         with running(backend):
@@ -235,7 +235,7 @@ def test_threads_change_nothing(backend):
     w = listed(100, 200)
     matrix, before = fixed(w, 64), torch.get_num_threads()
     with running(backend):
-        for m in (1, 6, 20):
+        for m in (1, 6, 8, 20):
             x = activations(m, 200, dtype=torch.bfloat16)
             try:
                 results = []
