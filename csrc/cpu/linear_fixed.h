@@ -18,9 +18,8 @@
 //   fixed_blocks     as fixed_scaled with real words in scratch, the list written over them, and x
 //                    as it is: inf, NaN and all.
 //
-// More rows than 8 in registers (blocks of up to 12, decoded again for each) is slower than
-// scratch: decoding does not hide behind products (12 rows: 2.8 instead of 2.5 ms), and above 8
-// rows registers spill.
+// Up to 12 rows in registers, decoded again for each block of x, was slower than scratch (12 rows:
+// 2.8 instead of 2.5 ms, one thread); with 12 rows the compiler spills a lot.
 //
 // Traps:
 //   * Fetches go to the second-level cache. Into the first one, 1 to 3 units ahead, they push out
@@ -312,8 +311,7 @@ constexpr MultiplyBlock kMultiplyBlock[kBlockRows + 1] = {
     nullptr,           multiply_block<1>, multiply_block<2>, multiply_block<3>,
     multiply_block<4>, multiply_block<5>, multiply_block<6>};
 
-// Part of a tile: some units, decoded. Half as wide costs 6 to 9 % at 12 to 64 rows of x: sums are
-// then loaded and stored twice as often.
+// Part of a tile: some units, decoded. Wider ones load and store sums less often.
 struct Part {
   int first_group, groups;
 };
