@@ -173,18 +173,19 @@ Tensor gemm_linear(const LinearCall& c) {
   return c.x.dim() == 2 ? out : torch::stable::view(out, c.shape);
 }
 
-// Rows of x from which on decoding once and calling the library's GEMM is faster; below 0: as
-// measured. With bench/bench_linear.py on two AVX-512 cores: for rans the two paths differ by less
-// than 10 % from 64 to 256 rows. For fixed with bfloat16 products, 4096 x 4096, one core,
-// as multiples of F.linear's speed: 0.98 and 0.8 (the library) at 128 rows, 0.93 and 0.86 at 256,
-// 0.95 and 0.93 at 512, 0.98 and 0.96 at 1024, 1.01 and 0.99 at 2048.
+// Rows of x from which on decoding blocks and calling the library's GEMM is faster; -1: by coding.
+// rans, and what the block kernel of fixed does not take: 128 (bench/bench_linear.py). With it,
+// speed relative to F.linear in bf16, own kernel and library, two threads of an EPYC (Zen 4),
+// commit 9d6e591: 4096 x 4096 0.93 and 0.76 at 128 rows, 0.88 and 0.80 at 256, 0.85 and 0.88 at
+// 512, 0.95 both at 2048; 2048 x 5632 0.90 and 0.79 at 256, 0.85 and 0.89 at 512, 0.84 and 0.94 at
+// 2048.
 std::atomic<int64_t> gemm_from{-1};
 
 bool library_is_faster(const LinearCall& c) {
   const int64_t set = gemm_from.load();
   if (set >= 0) return c.m >= set;
   const bool blocks = c.view.coding == Coding::fixed && packs_bf16(kernels(), c.view, c.dtype);
-  return c.m >= (blocks ? 4096 : 128);
+  return c.m >= (blocks ? 512 : 128);
 }
 
 Tensor decode_linear(const Tensor& x, const Tensor& stream, const Tensor& raw, const Tensor& index,
