@@ -106,8 +106,7 @@ LinearPath choose_path(const Kernels&, const CodedView&, Dtype dtype, const void
 // Columns of packed x: zeros behind those that x has, as far as kernels read.
 CLLM_INLINE int64_t packed_cols(LinearPath path, int64_t k) {
   const int64_t groups = ceil_div(k, kGroupCols);
-  return kGroupCols *
-         (path == LinearPath::fixed_registers ? groups + kFixedUnit - 1 : groups);
+  return kGroupCols * (path == LinearPath::fixed_registers ? groups + kFixedUnit - 1 : groups);
 }
 
 // Bytes of x [m, k] packed.
