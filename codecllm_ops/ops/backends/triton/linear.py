@@ -71,16 +71,19 @@ def linear(x, coded, scale, bias, out, status, m, x_stride, splits, numbers, sou
         lane, place = source.begin(coded, numbers, table, tiles, col_tile, True, FMT)
         groups = (columns_of(numbers, col_tile) + 15) // 16
         first_col = col_tile * numbers.tile_cols
-        x_tile = X(x_at.pairs + first_col, x_at.block + first_col)
+        if STEP > 1:
+            x_tile, from_col = X(x_at.pairs + first_col, x_at.block + first_col), 0
+        else:  # a second set of addresses would be registers that decoding needs
+            x_tile, from_col = x_at, first_col
         whole = 0
         if STEP > 1:
             whole = groups // STEP * STEP
             for group in range(0, whole, STEP):
-                lane, acc = _groups(lane, place, group, whole, groups, x_tile, acc, source, STEP,
-                                    FMT, PRODUCT, TOGETHER, INTERPRETED)  # fmt: skip
+                lane, acc = _groups(lane, place, group, whole, groups, x_tile, from_col, acc,
+                                    source, STEP, FMT, PRODUCT, TOGETHER, INTERPRETED)  # fmt: skip
         for group in range(whole, groups):
-            lane, acc = _groups(lane, place, group, whole, groups, x_tile, acc, source, 1, FMT,
-                                PRODUCT, TOGETHER, INTERPRETED)  # fmt: skip
+            lane, acc = _groups(lane, place, group, whole, groups, x_tile, from_col, acc, source,
+                                1, FMT, PRODUCT, TOGETHER, INTERPRETED)  # fmt: skip
         ended = source.ended(lane, place)
         if status is not None:
             number = tiles.row * numbers.col_tiles + col_tile
@@ -112,7 +115,7 @@ def linear(x, coded, scale, bias, out, status, m, x_stride, splits, numbers, sou
 
 
 @triton.jit
-def _groups(lane, place, group, whole, groups, x_tile, acc, source, COUNT: tl.constexpr,
+def _groups(lane, place, group, whole, groups, x_tile, from_col, acc, source, COUNT: tl.constexpr,
             FMT: tl.constexpr, PRODUCT: tl.constexpr, TOGETHER: tl.constexpr,
             INTERPRETED: tl.constexpr):  # fmt: skip
     """Decodes COUNT groups and adds their products."""
@@ -120,7 +123,7 @@ def _groups(lane, place, group, whole, groups, x_tile, acc, source, COUNT: tl.co
     for i in tl.static_range(COUNT):
         high, low = found[i]
         w = _operand(high, low, FMT, PRODUCT, TOGETHER)
-        values = _load_x(x_tile, 16 * (group + i), PRODUCT, TOGETHER)
+        values = _load_x(x_tile, from_col + 16 * (group + i), PRODUCT, TOGETHER)
         acc = _multiply_add(w, values, acc, PRODUCT, INTERPRETED)
     return lane, acc
 
