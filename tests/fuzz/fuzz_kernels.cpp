@@ -245,7 +245,7 @@ void check_linear(Random& random, const Kernels& k, const CodedView& view, const
     Buffer out(size_t(m * view.rows) * element, any_kind(random));
     Buffer scratch = scratch_for(random, view, m);
     const void* any_bias = random.one_in(2) ? bias.data() : nullptr;
-    LinearArgs args = {path,   packed.data(), as_bf16,    exponent, x.data(), m,
+    LinearArgs args = {path,   packed.data(), as_bf16,    exponent, m,
                        scales, any_bias,      out.data(), dtype,    view.rows};
     s = k.linear(view, range.begin, range.end, args, scratch.data());
     // These do not look at what the plane has in the place of code 0: check_fixed does.

@@ -27,6 +27,11 @@ _FORMAT = FORMATS["bf16"]
 _UNIT_COLS = FIXED_UNIT * GROUP_COLS  # tiles of whole quads
 
 
+def usual_tile_cols(cols: int) -> int:
+    """Columns of the tiles that a matrix gets where nobody says."""
+    return default_tile_cols(cols, _FORMAT, _UNIT_COLS)
+
+
 def check_format(name: str) -> None:
     """Raises UnsupportedFormatError unless the coding exists for that weight format."""
     if name != _FORMAT.name:
@@ -101,7 +106,7 @@ def _encode(
     source: Operand, segment_rows: tuple[int, ...], tile_cols: int | None
 ) -> tuple[torch.Tensor, ...]:
     check_tile_cols(tile_cols)
-    tile_cols = tile_cols or default_tile_cols(source.cols, _FORMAT, _UNIT_COLS)
+    tile_cols = tile_cols or usual_tile_cols(source.cols)
     bases = _windows(source, segment_rows)
     plane, listed, ends = torch.ops.codecllm._fixed_of(
         *source, torch.tensor(bases, dtype=torch.int32), tile_cols
