@@ -109,29 +109,11 @@ struct Bf16Products {
 };
 #endif
 
-// Chunk c of the lanes of a unit: use(group, pairs) for its groups.
-template <class Use>
-CLLM_INLINE void for_pairs(const uint8_t* unit, int c, Use&& use) {
-  V::reg quads[kFixedContainers][4];
-#pragma GCC unroll 3
-  for (int q = 0; q < kFixedContainers; ++q)
-    V::load_quads(unit + 16 * (kLanes * q + V::W * c), quads[q]);
-#pragma GCC unroll 4
-  for (int g = 0; g < kFixedUnit; ++g) {
-    V::reg containers[kFixedContainers], pairs[kPairsPerGroup];
-#pragma GCC unroll 3
-    for (int i = 0; i < kFixedContainers; ++i)
-      containers[i] = quads[(kFixedContainers * g + i) / 4][(kFixedContainers * g + i) % 4];
-    split_group<V>(containers, pairs);
-    use(g, pairs);
-  }
-}
-
-// The same times Rows rows of x: [half group][row][8].
+// Chunk c of the lanes of a unit times Rows rows of x: [half group][row][8].
 template <class P, int Rows>
 CLLM_INLINE void multiply_chunk(const uint8_t* unit, int c, const typename P::X* x,
                                 f32v (&sum)[Rows][2]) {
-  for_pairs(unit, c, [&](int g, const V::reg(&pairs)[kPairsPerGroup]) {
+  for_pairs(unit, c, kFixedUnit, [&](int g, const V::reg(&pairs)[kPairsPerGroup]) {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       const auto upper = P::weights(pairs[2 * half]), lower = P::weights(pairs[2 * half + 1]);
@@ -333,7 +315,7 @@ inline void decode_part(const FixedTile& tile, Part part, uint32_t* words) {
     }
     uint32_t* to = words + group * kPairsPerGroup * kLanes;
     for (int c = 0; c < kChunks; ++c)
-      for_pairs(from, c, [&](int g, const V::reg(&pairs)[kPairsPerGroup]) {
+      for_pairs(from, c, kFixedUnit, [&](int g, const V::reg(&pairs)[kPairsPerGroup]) {
 #pragma GCC unroll 4
         for (int j = 0; j < kPairsPerGroup; ++j) {
           V::reg out = pairs[j];

@@ -40,6 +40,27 @@ inline void widen_unit(const uint8_t* from, int groups, uint8_t* to) {
              from + 4 * container_at(n, lane, count), 4);
 }
 
+// Chunk c of the lanes of a unit: use(group, pairs), halves as they are, for its first `groups`.
+template <class Use>
+CLLM_INLINE void for_pairs(const uint8_t* unit, int c, int groups, Use&& use) {
+  V::reg quads[kFixedContainers][4];
+#pragma GCC unroll 3
+  for (int q = 0; q < kFixedContainers; ++q)
+    V::load_quads(unit + 16 * (kLanes * q + V::W * c), quads[q]);
+#pragma GCC unroll 4
+  for (int g = 0; g < kFixedUnit; ++g) {
+    if (g >= groups) break;
+    V::reg containers[kFixedContainers], pairs[kPairsPerGroup];
+#pragma GCC unroll 3
+    for (int i = 0; i < kFixedContainers; ++i) {
+      const int n = kFixedContainers * g + i;
+      containers[i] = quads[n / 4][n % 4];
+    }
+    split_group<V>(containers, pairs);
+    use(g, pairs);
+  }
+}
+
 // What the decoding of a tile needs and learns.
 struct FixedWords {
   V::reg base, lies;
@@ -52,26 +73,14 @@ struct FixedWords {
   // of tile t.
   template <class Sink>
   CLLM_INLINE void chunk(const uint8_t* from, int c, int groups, int t, int group, Sink& sink) {
-    V::reg quads[kFixedContainers][4];
-#pragma GCC unroll 3
-    for (int q = 0; q < kFixedContainers; ++q)
-      V::load_quads(from + 16 * (kLanes * q + V::W * c), quads[q]);
+    for_pairs(from, c, groups,
+              [&](int g, const V::reg(&pairs)[kPairsPerGroup]) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-    for (int g = 0; g < kFixedUnit; ++g) {
-      if (g >= groups) break;
-      V::reg containers[kFixedContainers], pairs[kPairsPerGroup];
-#pragma GCC unroll 3
-      for (int i = 0; i < kFixedContainers; ++i) {
-        const int n = kFixedContainers * g + i;
-        containers[i] = quads[n / 4][n % 4];
-      }
-      split_group<V>(containers, pairs);
-#pragma GCC unroll 4
-      for (int j = 0; j < kPairsPerGroup; ++j) {
-        const V::reg words = halves_to_words<V>(pairs[j], base, lies);
-        sink.put(t, c, group + g, j, words, words);
-      }
-    }
+                for (int j = 0; j < kPairsPerGroup; ++j) {
+                  const V::reg words = halves_to_words<V>(pairs[j], base, lies);
+                  sink.put(t, c, group + g, j, words, words);
+                }
+              });
   }
 };
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import ctypes
 import mmap
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -70,4 +71,4 @@ def _range(tensor: torch.Tensor) -> tuple[int, int]:
     return begin, begin + tensor.numel() * tensor.element_size()
 
 
-_libc = ctypes.CDLL(None)
+_libc = ctypes.CDLL(None) if os.name == "posix" else None

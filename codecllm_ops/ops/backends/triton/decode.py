@@ -176,11 +176,18 @@ def _store_listed(to, coded, numbers, tiles, col_tile, source, FMT: tl.constexpr
         there = i < count
         row, col, word, fine = source.entry(coded, numbers, first + i, there, columns)
         good &= fine
-        left = tl.where(row < 8, upper_left, lower_left)
-        mine = there & fine & (row % 8 == g) & (col % 8 // 2 == t) & (col - 2 * t < left)
-        cell = tl.where(row < 8, upper, lower) + (col - 2 * t) * 2
-        tl.store(cell.to(tl.pointer_type(tl.uint16)), (word ^ FMT.flip).to(tl.uint16), mask=mine)
+        mine = there & fine & (row % 8 == g) & (col % 8 // 2 == t)
+        # A store each: Triton 3.6 fails to compile a choice between two pointers for AMD.
+        word = (word ^ FMT.flip).to(tl.uint16)
+        col -= 2 * t
+        _store_word(upper + col * 2, word, mine & (row < 8) & (col < upper_left))
+        _store_word(lower + col * 2, word, mine & (row >= 8) & (col < lower_left))
     return good
+
+
+@triton.jit
+def _store_word(to, word, mask):
+    tl.store(to.to(tl.pointer_type(tl.uint16)), word, mask=mask)
 
 
 # ---- where -------------------------------------------------------------------------------------
