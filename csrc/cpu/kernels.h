@@ -98,10 +98,23 @@ CLLM_INLINE int block_rows(LinearPath path, int64_t at, int64_t m) {
 // Whether x is packed as bfloat16: pairs and x can be multiplied natively.
 bool packs_bf16(const Kernels&, const CodedView&, Dtype dtype);
 
-// The path for x, and for the scaled ones the power of two that x is scaled by. Looks at x for
-// that.
-LinearPath choose_path(const Kernels&, const CodedView&, Dtype dtype, const void* x, int64_t m,
-                       int& x_exponent);
+// Largest and smallest exponent field, as of float32, of numbers that are not zero.
+struct Exponents {
+  int largest = 0, smallest = 512;
+
+  bool all_zero() const { return smallest > largest; }
+  void merge(const Exponents&);
+};
+
+// Of elements [begin, end) of x.
+Exponents exponents(Dtype dtype, const void* x, int64_t begin, int64_t end);
+
+// Whether choose_path has to know the exponents of x.
+bool may_scale_x(const Kernels&, const CodedView&, Dtype dtype, int64_t m);
+
+// The path for x, and for the scaled ones the power of two that x is scaled by.
+LinearPath choose_path(const Kernels&, const CodedView&, Dtype dtype, int64_t m,
+                       const Exponents& of_x, int& x_exponent);
 
 // Columns of packed x: zeros behind those that x has, as far as kernels read.
 CLLM_INLINE int64_t packed_cols(LinearPath path, int64_t k) {
@@ -114,9 +127,10 @@ int64_t packed_bytes(LinearPath path, int64_t m, int64_t k, bool as_bf16);
 
 // Reorders x [M, K] (contiguous) to the order in which tiles meet it, times two to the power
 // `exponent`. Per block of rows: [group][half group][row][8], where the 8 columns are in order
-// (bfloat16) or first the even, then the odd ones (float).
+// (bfloat16) or first the even, then the odd ones (float). Only the blocks that begin at rows
+// [begin, end).
 void pack_x(LinearPath path, const void* x, Dtype dtype, int64_t m, int64_t k, bool as_bf16,
-            int exponent, void* out);
+            int exponent, int64_t begin, int64_t end, void* out);
 
 // ---- rows.cpp -----------------------------------------------------------------------------------
 

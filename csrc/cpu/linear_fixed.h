@@ -73,12 +73,25 @@ CLLM_INLINE void fetch_lines(const uint8_t* from, int lines) {
 
 // ---- few rows of x: products --------------------------------------------------------------------
 
+// 2^exponent, -1022 to 1023.
+CLLM_INLINE double power_of_two(int exponent) {
+  const uint64_t bits = uint64_t(1023 + exponent) << 52;
+  double value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 // x as floats: of 8 columns first the even, then the odd ones.
 struct FloatProducts {
   using X = float;
   static constexpr int kRows = kFloatRegisterRows;
   static CLLM_INLINE int place(int col) { return col % 2 * 4 + col / 2; }  // in packed x
-  static CLLM_INLINE float value(X x) { return x; }
+  // x as it came; exact.
+  struct Unscale {
+    double factor;
+    explicit Unscale(int exponent) : factor(power_of_two(-exponent)) {}
+    CLLM_INLINE float operator()(X x) const { return float(double(x) * factor); }
+  };
   struct Numbers {
     f32v even, odd;
   };
@@ -97,7 +110,14 @@ struct Bf16Products {
   using X = uint16_t;
   static constexpr int kRows = kRegisterRows;
   static CLLM_INLINE int place(int col) { return col; }
-  static CLLM_INLINE float value(X x) { return float_from_bits(uint32_t(x) << 16); }
+  struct Unscale {
+    uint32_t exponent;
+    explicit Unscale(int n) : exponent(uint32_t(n) << 23) {}
+    CLLM_INLINE float operator()(X x) const {
+      const uint32_t bits = uint32_t(x) << 16;
+      return float_from_bits(bits & 0x7fffffff ? bits - exponent : bits);
+    }
+  };
   using Numbers = __m512bh;
   static CLLM_INLINE Numbers weights(V::reg pair) { return (Numbers)pair; }
   static CLLM_INLINE Numbers columns(const X* x) {
@@ -166,30 +186,21 @@ __attribute__((noinline)) void multiply_units(const uint8_t* unit, int units,
 
 // ---- few rows of x: the kernel ------------------------------------------------------------------
 
-// 2^exponent, -1022 to 1023.
-CLLM_INLINE double power_of_two(int exponent) {
-  const uint64_t bits = uint64_t(1023 + exponent) << 52;
-  double value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 // The listed weights of a tile times a block of x: sums [row of x][row of the tile] += these.
 template <class P>
-CLLM_INLINE void add_listed(const FixedTile& tile, const typename P::X* x, int rows, double unscale,
-                            float (*sums)[kTileRows]) {
+CLLM_INLINE void add_listed(const FixedTile& tile, const typename P::X* x, int rows,
+                            typename P::Unscale unscale, float (*sums)[kTileRows]) {
   for (int64_t i = 0; i < tile.list.count; ++i) {
     const FixedEntry e = tile.list[i];
     const float weight = word_value<Bf16>(e.word());
     const typename P::X* eight = x + e.col() / 8 * 8 * rows + P::place(e.col() % 8);
-    for (int row = 0; row < rows; ++row)  // x as it came: scaling it back is exact
-      sums[row][e.row()] += weight * float(double(P::value(eight[8 * row])) * unscale);
+    for (int row = 0; row < rows; ++row) sums[row][e.row()] += weight * unscale(eight[8 * row]);
   }
 }
 
 // A tile times all rows of x.
 template <class P, int Rows>
-inline void multiply_tile(const FixedTile& tile, const void* x_block, double unscale,
+inline void multiply_tile(const FixedTile& tile, const void* x_block, int x_exponent,
                           f32v* sums_of_block, float (*listed)[kTileRows]) {
   FewSums<Rows>& sums = *(FewSums<Rows>*)sums_of_block;
   const typename P::X* x = (const typename P::X*)x_block + tile.first_col * Rows;
@@ -200,10 +211,10 @@ inline void multiply_tile(const FixedTile& tile, const void* x_block, double uns
     widen_unit(tile.plane + int64_t(units) * kFixedUnitBytes, left, last);
     multiply_units<P, Rows>(last, 1, x + units * kFixedUnitCols * Rows, sums);
   }
-  add_listed<P>(tile, x, Rows, unscale, listed);
+  add_listed<P>(tile, x, Rows, typename P::Unscale(x_exponent), listed);
 }
 
-using MultiplyTile = void (*)(const FixedTile&, const void*, double, f32v*, float (*)[kTileRows]);
+using MultiplyTile = void (*)(const FixedTile&, const void*, int, f32v*, float (*)[kTileRows]);
 template <class P, int... Less>
 inline MultiplyTile multiply_tile_of(int rows, std::integer_sequence<int, Less...>) {
   static constexpr MultiplyTile kAll[] = {multiply_tile<P, Less + 1>...};
@@ -231,7 +242,6 @@ inline Status linear_registers(const CodedView& view, int64_t begin, int64_t end
   const int rows = int(args.m);
   const MultiplyTile multiply =
       multiply_tile_of<P>(rows, std::make_integer_sequence<int, P::kRows>());
-  const double unscale = power_of_two(-args.x_exponent);
   int64_t segment = 0;
   FixedTile tile;
   for (int64_t tile_row = begin; tile_row < end; ++tile_row) {
@@ -240,7 +250,7 @@ inline Status linear_registers(const CodedView& view, int64_t begin, int64_t end
     for (int64_t col = 0; col < view.col_tiles; ++col) {
       if (!locate_fixed(view, tile_row, col, segment, tile))
         return {Corruption::index, tile.number};
-      multiply(tile, args.x, unscale, sums, listed);
+      multiply(tile, args.x, args.x_exponent, sums, listed);
     }
     for (int row = 0; row < rows; ++row) {
       LaneSums lanes;
@@ -362,7 +372,7 @@ inline Status linear_fixed_blocks(const CodedView& view, int64_t begin, int64_t 
   LaneSums* sums = (LaneSums*)scratch.sums;
   float (*listed)[kTileRows] =
       (float (*)[kTileRows])(sums + args.m);  // where a second tile's sums go
-  const double unscale = power_of_two(-args.x_exponent);
+  const Bf16Products::Unscale unscale(args.x_exponent);
   const int64_t packed = packed_cols(LinearPath::fixed_blocks, view.cols);
   int64_t segment = 0;
   FixedTile tile;
@@ -387,6 +397,7 @@ inline Status linear_fixed_blocks(const CodedView& view, int64_t begin, int64_t 
       }
     }
     for (int64_t x_row = 0; x_row < args.m; ++x_row) {
+      __builtin_prefetch((uint16_t*)args.out + (x_row + 16) * args.n + tile.out_row, 1);
       if (Scaled) {
         finish_row(tile, args, x_row, sums[x_row], sum_factor(tile, args), listed[x_row]);
         continue;

@@ -15,12 +15,6 @@ bool packs_bf16(const Kernels& kernels, const CodedView& view, Dtype dtype) {
 
 // ---- the path -----------------------------------------------------------------------------------
 
-// Largest and smallest exponent field of float32 or bfloat16 among numbers that are not zero.
-struct Exponents {
-  int largest, smallest;
-  bool all_zero;
-};
-
 static Exponents exponents_bf16(const uint16_t* x, int64_t n) {
   uint16_t largest = 0, smallest = 0xffff;
   for (int64_t i = 0; i < n; ++i) {
@@ -28,47 +22,62 @@ static Exponents exponents_bf16(const uint16_t* x, int64_t n) {
     largest = std::max(largest, magnitude);
     smallest = std::min(smallest, uint16_t(magnitude - 1));  // zero becomes the largest
   }
-  return {largest >> 7, uint16_t(smallest + 1) >> 7, largest == 0};
+  return {largest >> 7, (smallest + 1) >> 7};
 }
 
 template <class F>
-static Exponents exponents(const void* x, int64_t n) {
+static Exponents exponents_of(const void* x, int64_t begin, int64_t end) {
   uint32_t largest = 0, smallest = 0xffffffff;
-  for (int64_t i = 0; i < n; ++i) {
+  for (int64_t i = begin; i < end; ++i) {
     const uint32_t magnitude = bits_from_float(load_float<F>(x, i)) & 0x7fffffff;
     largest = std::max(largest, magnitude);
     smallest = std::min(smallest, magnitude - 1);
   }
-  return {int(largest >> 23), int((smallest + 1) >> 23), largest == 0};
+  return {int(largest >> 23), int((uint64_t(smallest) + 1) >> 23)};
+}
+
+Exponents exponents(Dtype dtype, const void* x, int64_t begin, int64_t end) {
+  if (dtype == Dtype::bf16) return exponents_bf16((const uint16_t*)x + begin, end - begin);
+  Exponents found;
+  with_activation(dtype, [&](auto f) { found = exponents_of<decltype(f)>(x, begin, end); });
+  return found;
+}
+
+void Exponents::merge(const Exponents& other) {
+  largest = std::max(largest, other.largest);
+  smallest = std::min(smallest, other.smallest);
 }
 
 // The plane of coding fixed has weights times 2^-window_base, from 2^-126 to 2^-111: x is scaled to
 // be as large as it can. Products are then at least 2^-102 where x does not span more than 2^100,
 // so that a flushed sum (2^-126) is no more than their last place. False: x has inf, NaN,
 // subnormals, or spans more.
-static bool scale_of_x(Dtype dtype, const void* x, int64_t n, int& exponent) {
+static bool scale_of_x(const Exponents& found, int& exponent) {
   constexpr int kSpan = 100, kTop = 254;
-  Exponents found;
-  if (dtype == Dtype::bf16)
-    found = exponents_bf16((const uint16_t*)x, n);
-  else
-    with_activation(dtype, [&](auto f) { found = exponents<decltype(f)>(x, n); });
-  if (found.all_zero) return true;
+  if (found.all_zero()) return true;
   if (found.largest > kTop || found.smallest == 0 || found.largest - found.smallest > kSpan)
     return false;
   exponent = kTop - found.largest;
   return true;
 }
 
-LinearPath choose_path(const Kernels& kernels, const CodedView& view, Dtype dtype, const void* x,
-                       int64_t m, int& x_exponent) {
+static bool few(const Kernels& kernels, const CodedView& view, Dtype dtype, int64_t m) {
+  return m <= (packs_bf16(kernels, view, dtype) ? kRegisterRows : kFloatRegisterRows);
+}
+
+bool may_scale_x(const Kernels& kernels, const CodedView& view, Dtype dtype, int64_t m) {
+  return view.coding == Coding::fixed && kernels.simd &&
+         (packs_bf16(kernels, view, dtype) || few(kernels, view, dtype, m));
+}
+
+LinearPath choose_path(const Kernels& kernels, const CodedView& view, Dtype dtype, int64_t m,
+                       const Exponents& of_x, int& x_exponent) {
   x_exponent = 0;
-  if (view.coding != Coding::fixed || !kernels.simd) return LinearPath::tiles;
-  const bool as_bf16 = packs_bf16(kernels, view, dtype);
-  const bool few = m <= (as_bf16 ? kRegisterRows : kFloatRegisterRows);
-  if ((as_bf16 || few) && scale_of_x(dtype, x, m * view.cols, x_exponent))
-    return few ? LinearPath::fixed_registers : LinearPath::fixed_scaled;
-  return as_bf16 ? LinearPath::fixed_blocks : LinearPath::tiles;
+  if (may_scale_x(kernels, view, dtype, m) && scale_of_x(of_x, x_exponent))
+    return few(kernels, view, dtype, m) ? LinearPath::fixed_registers : LinearPath::fixed_scaled;
+  const bool blocks =
+      view.coding == Coding::fixed && kernels.simd && packs_bf16(kernels, view, dtype);
+  return blocks ? LinearPath::fixed_blocks : LinearPath::tiles;
 }
 
 // ---- packing ------------------------------------------------------------------------------------
@@ -100,15 +109,15 @@ static inline void pack_float(const void* x, int64_t from, int columns, const fl
 }
 
 void pack_x(LinearPath path, const void* x, Dtype dtype, int64_t m, int64_t k, bool as_bf16,
-            int exponent, void* out) {
+            int exponent, int64_t begin, int64_t end, void* out) {
   const int64_t cols = packed_cols(path, k);
   const int half = exponent / 2;
   const float factor[2] = {float_from_bits(uint32_t(127 + half) << 23),
                            float_from_bits(uint32_t(127 + exponent - half) << 23)};
   with_activation(dtype, [&](auto f) {
-    for (int64_t first = 0; first < m;) {
+    for (int64_t first = 0; first < end;) {
       const int rows = block_rows(path, first, m);
-      for (int row = 0; row < rows; ++row)
+      for (int row = 0; row < rows && first >= begin; ++row)
         for (int64_t col = 0; col < cols; col += 8) {
           const int64_t left = k - col, from = (first + row) * k + col;
           const int64_t to = first * cols + col * rows + 8 * row;

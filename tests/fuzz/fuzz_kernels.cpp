@@ -237,9 +237,10 @@ void check_linear(Random& random, const Kernels& k, const CodedView& view, const
     for (size_t i = 0; i < x.size(); ++i) x.data()[i] = uint8_t(random.next() & 0x3f);
     if (x.size() && random.one_in(4)) x.data()[random.below(int64_t(x.size()))] = 0x7f;
     int exponent;
-    const LinearPath path = choose_path(k, view, dtype, x.data(), m, exponent);
+    const Exponents of_x = exponents(dtype, x.data(), 0, m * view.cols);
+    const LinearPath path = choose_path(k, view, dtype, m, of_x, exponent);
     Buffer packed(size_t(packed_bytes(path, m, view.cols, as_bf16)), any_kind(random));
-    pack_x(path, x.data(), dtype, m, view.cols, as_bf16, exponent, packed.data());
+    pack_x(path, x.data(), dtype, m, view.cols, as_bf16, exponent, 0, m, packed.data());
     Buffer bias(size_t(view.rows) * element, any_kind(random));
     memset(bias.data(), 0, bias.size());
     Buffer out(size_t(m * view.rows) * element, any_kind(random));
