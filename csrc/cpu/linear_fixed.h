@@ -186,12 +186,14 @@ __attribute__((noinline)) void multiply_units(const uint8_t* unit, int units,
 
 // ---- few rows of x: the kernel ------------------------------------------------------------------
 
-// The listed weights of a tile times a block of x: sums [row of x][row of the tile] += these.
+// The listed weights of a tile times a block of x, where their columns are [begin, end):
+// sums [row of x][row of the tile] += these.
 template <class P>
-CLLM_INLINE void add_listed(const FixedTile& tile, const typename P::X* x, int rows,
-                            typename P::Unscale unscale, float (*sums)[kTileRows]) {
+CLLM_INLINE void add_listed(const FixedTile& tile, int begin, int end, const typename P::X* x,
+                            int rows, typename P::Unscale unscale, float (*sums)[kTileRows]) {
   for (int64_t i = 0; i < tile.list.count; ++i) {
     const FixedEntry e = tile.list[i];
+    if (e.col() < begin || e.col() >= end) continue;
     const float weight = word_value<Bf16>(e.word());
     const typename P::X* eight = x + e.col() / 8 * 8 * rows + P::place(e.col() % 8);
     for (int row = 0; row < rows; ++row) sums[row][e.row()] += weight * unscale(eight[8 * row]);
@@ -211,7 +213,7 @@ inline void multiply_tile(const FixedTile& tile, const void* x_block, int x_expo
     widen_unit(tile.plane + int64_t(units) * kFixedUnitBytes, left, last);
     multiply_units<P, Rows>(last, 1, x + units * kFixedUnitCols * Rows, sums);
   }
-  add_listed<P>(tile, x, Rows, typename P::Unscale(x_exponent), listed);
+  add_listed<P>(tile, 0, tile.cols, x, Rows, typename P::Unscale(x_exponent), listed);
 }
 
 using MultiplyTile = void (*)(const FixedTile&, const void*, int, f32v*, float (*)[kTileRows]);
@@ -346,19 +348,24 @@ inline void decode_part(const FixedTile& tile, Part part, uint32_t* words) {
   }
 }
 
-// A decoded part times all rows of x. `next`: the plane to be fetched meanwhile, as much as the
-// part has.
+// A decoded part times all rows of x; of scaled ones also the listed weights, while the block of x
+// is near. The plane behind the part is fetched meanwhile, as much of it as the part has.
+template <bool Scaled>
 inline void multiply_part(const FixedTile& tile, Part part, const uint32_t* words,
                           const LinearArgs& args, int64_t packed, LaneSums* sums,
-                          const uint8_t* next) {
+                          float (*listed)[kTileRows]) {
   const int half_groups = 2 * part.groups;
   const int lines = part.groups * kFixedGroupBytes / 64;
   const int per_half_group = int(ceil_div(lines, half_groups * ceil_div(args.m, kBlockRows)));
-  const int64_t col = tile.first_col + kGroupCols * part.first_group;
+  const int begin = kGroupCols * part.first_group, end = begin + kGroupCols * part.groups;
+  const uint8_t* next = tile.plane + int64_t(part.first_group + part.groups) * kFixedGroupBytes;
+  const Bf16Products::Unscale unscale(args.x_exponent);
   for (int64_t first = 0, fetched = 0; first < args.m;) {
     const int rows = block_rows(LinearPath::fixed_blocks, first, args.m);
-    kMultiplyBlock[rows](words, half_groups, (const uint16_t*)args.x + first * packed + col * rows,
-                         sums + first, next + 64 * fetched, fetched < lines ? per_half_group : 0);
+    const uint16_t* x = (const uint16_t*)args.x + first * packed + tile.first_col * rows;
+    kMultiplyBlock[rows](words, half_groups, x + begin * rows, sums + first, next + 64 * fetched,
+                         fetched < lines ? per_half_group : 0);
+    if (Scaled) add_listed<Bf16Products>(tile, begin, end, x, rows, unscale, listed + first);
     fetched += int64_t(per_half_group) * half_groups;
     first += rows;
   }
@@ -372,7 +379,6 @@ inline Status linear_fixed_blocks(const CodedView& view, int64_t begin, int64_t 
   LaneSums* sums = (LaneSums*)scratch.sums;
   float (*listed)[kTileRows] =
       (float (*)[kTileRows])(sums + args.m);  // where a second tile's sums go
-  const Bf16Products::Unscale unscale(args.x_exponent);
   const int64_t packed = packed_cols(LinearPath::fixed_blocks, view.cols);
   int64_t segment = 0;
   FixedTile tile;
@@ -386,18 +392,10 @@ inline Status linear_fixed_blocks(const CodedView& view, int64_t begin, int64_t 
         const int left = tile.groups - group;
         const Part part = {group, left < kPartGroups ? left : kPartGroups};
         decode_part<Scaled>(tile, part, words);
-        const int64_t after = int64_t(group + part.groups) * kFixedGroupBytes;
-        multiply_part(tile, part, words, args, packed, sums, tile.plane + after);
-      }
-      for (int64_t first = 0; Scaled && first < args.m && tile.list.count;) {
-        const int rows = block_rows(LinearPath::fixed_blocks, first, args.m);
-        const uint16_t* x = (const uint16_t*)args.x + first * packed + tile.first_col * rows;
-        add_listed<Bf16Products>(tile, x, rows, unscale, listed + first);
-        first += rows;
+        multiply_part<Scaled>(tile, part, words, args, packed, sums, listed);
       }
     }
     for (int64_t x_row = 0; x_row < args.m; ++x_row) {
-      __builtin_prefetch((uint16_t*)args.out + (x_row + 16) * args.n + tile.out_row, 1);
       if (Scaled) {
         finish_row(tile, args, x_row, sums[x_row], sum_factor(tile, args), listed[x_row]);
         continue;

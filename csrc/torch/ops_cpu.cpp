@@ -118,7 +118,7 @@ Exponents exponents_of(const LinearCall& c, const void* x, int64_t m) {
 // Decoded weights live in registers and the first-level cache only. Rows of x so many at a time
 // that x and their sums fit about into the second-level cache.
 Tensor fused_linear(const LinearCall& c) {
-  static const int64_t kRowsAtOnce = getenv("RAO") ? atoi(getenv("RAO")) : 128;
+  constexpr int64_t kRowsAtOnce = 256;
   const int64_t rows = c.view.rows, cols = c.view.cols;
   Tensor out = make_empty(c.x, c.shape, c.x.scalar_type());
   const Kernels& k = kernels();
@@ -130,13 +130,12 @@ Tensor fused_linear(const LinearCall& c) {
     const int64_t m = std::min(most, c.m - first);
     const uint8_t* x = (const uint8_t*)c.x.const_data_ptr() + first * cols * element;
     int exponent;
-    const LinearPath path =
-        choose_path(k, c.view, c.dtype, m, exponents_of(c, x, m), exponent);
-    torch::stable::parallel_for(
-        0, m, std::max<int64_t>(kBlockRows, kElementsOfThread / (cols + 1)),
-        [&](int64_t lo, int64_t hi) {
-          pack_x(path, x, c.dtype, m, cols, as_bf16, exponent, lo, hi, packed.get());
-        });
+    const LinearPath path = choose_path(k, c.view, c.dtype, m, exponents_of(c, x, m), exponent);
+    torch::stable::parallel_for(0, m, std::max<int64_t>(kBlockRows, kElementsOfThread / (cols + 1)),
+                                [&](int64_t lo, int64_t hi) {
+                                  pack_x(path, x, c.dtype, m, cols, as_bf16, exponent, lo, hi,
+                                         packed.get());
+                                });
     const LinearArgs a = {path,
                           packed.get(),
                           as_bf16,
@@ -199,10 +198,10 @@ Tensor gemm_linear(const LinearCall& c) {
 
 // Rows of x from which on decoding blocks and calling the library's GEMM is faster; -1: by coding.
 // rans, and what the block kernel of fixed does not take: 128 (bench/bench_linear.py). With it,
-// speed relative to F.linear in bf16, own kernel and library, two threads of an EPYC (Zen 4),
-// commit 9d6e591: 4096 x 4096 0.93 and 0.76 at 128 rows, 0.88 and 0.80 at 256, 0.85 and 0.88 at
-// 512, 0.95 both at 2048; 2048 x 5632 0.90 and 0.79 at 256, 0.85 and 0.89 at 512, 0.84 and 0.94 at
-// 2048.
+// speed relative to F.linear in bf16, own kernel and library, two threads of an EPYC (Zen 4), whose
+// F.linear multiplies at 96 % of what its cores can: 4096 x 4096 0.89 and 0.87 at 256 rows, 0.87
+// and 0.90 at 512, 0.92 and 0.95 at 1024; 2048 x 5632 0.88 and 0.80, 0.86 and 0.91, 0.86 and 0.95;
+// 11008 x 4096 0.87 and 0.83, 0.92 and 0.86, 0.97 and 0.95.
 std::atomic<int64_t> gemm_from{-1};
 
 bool library_is_faster(const LinearCall& c) {
