@@ -31,10 +31,10 @@ _PREDICTED = {FIXED: 45.0, RANS: 6.0}
 """Weights per clock and multiprocessor that a GPU decodes where memory is no limit. Predicted: by
 simulation of sm_90a code; rans: between 5.5 and 7.3 as its kernels are, batch 1."""
 
-MEASURED: Mapping[str, Mapping[str, float]] = {"cpu": {FIXED: 2.06, RANS: 0.56}}
+MEASURED: Mapping[str, Mapping[str, float]] = {"cpu": {FIXED: 1.96, RANS: 0.58}}
 """Speed of a product with one row of x relative to the dense one, by kind or name of device: the
 more of its name an entry has, the more it counts. bf16, 4096 x 4096, two threads of an AMD EPYC
-(Zen 4), commit 9d6e591 (docs/architecture.md)."""
+(Zen 4), commit 41b258b (docs/architecture.md)."""
 
 
 def check_wish(coding: str) -> str:
