@@ -14,6 +14,15 @@ settings.load_profile("codecllm")
 # tests/ops/test_threads.py is about more of them.
 torch.set_num_threads(1)
 
+
+@pytest.fixture
+def threads():
+    """Sets the number of threads; puts it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 if INTERPRETING:
     from triton_kernels import interpreter
 

@@ -116,7 +116,7 @@ Exponents exponents_of(const LinearCall& c, const void* x, int64_t m) {
 }
 
 // Decoded weights live in registers and the first-level cache only. Rows of x so many at a time
-// that x and their sums fit about into the second-level cache.
+// that x stays in the outer caches: with 512 it was as fast, with 128 decoding cost 2 % more.
 Tensor fused_linear(const LinearCall& c) {
   constexpr int64_t kRowsAtOnce = 256;
   const int64_t rows = c.view.rows, cols = c.view.cols;
@@ -131,11 +131,10 @@ Tensor fused_linear(const LinearCall& c) {
     const uint8_t* x = (const uint8_t*)c.x.const_data_ptr() + first * cols * element;
     int exponent;
     const LinearPath path = choose_path(k, c.view, c.dtype, m, exponents_of(c, x, m), exponent);
-    torch::stable::parallel_for(0, m, std::max<int64_t>(kBlockRows, kElementsOfThread / (cols + 1)),
-                                [&](int64_t lo, int64_t hi) {
-                                  pack_x(path, x, c.dtype, m, cols, as_bf16, exponent, lo, hi,
-                                         packed.get());
-                                });
+    torch::stable::parallel_for(
+        0, m, std::max<int64_t>(kBlockRows, kElementsOfThread / cols), [&](int64_t lo, int64_t hi) {
+          pack_x(path, x, c.dtype, m, cols, as_bf16, exponent, lo, hi, packed.get());
+        });
     const LinearArgs a = {path,
                           packed.get(),
                           as_bf16,

@@ -232,20 +232,35 @@ def test_a_row_does_not_depend_on_those_beside_it(backend):
 
 @needs_cpu_kernels
 @pytest.mark.parametrize("backend", ISAS)
-def test_threads_change_nothing(backend):
+def test_threads_change_nothing(backend, threads):
     w = listed(100, 200)
-    matrix, before = fixed(w, 64), torch.get_num_threads()
+    matrix = fixed(w, 64)
     with running(backend):
         for m in (1, 6, 8, 20):
-            x = activations(m, 200, dtype=torch.bfloat16)
-            try:
-                results = []
-                for threads in (1, 2, 3, 64):
-                    torch.set_num_threads(threads)
-                    results.append(ops.decode_linear(x, matrix))
-            finally:
-                torch.set_num_threads(before)
+            x, results = activations(m, 200, dtype=torch.bfloat16), []
+            for count in (1, 2, 3, 64):
+                threads(count)
+                results.append(ops.decode_linear(x, matrix))
             assert all(torch.equal(y, results[0]) for y in results)
+
+
+@needs_cpu_kernels
+@pytest.mark.parametrize("backend", ISAS)
+def test_threads_see_all_of_a_large_x(backend, threads):
+    """Each looks at a part of x; one that finds what cannot be scaled decides for all of them."""
+    w = listed(17, 1030)
+    w[:, -1] = 0.02  # in the plane, where a scaled infinity is a number
+    matrix = fixed(w)
+    for count in (1, 2, 3):
+        threads(count)
+        for row in (0, 79, 80, 159):
+            x = activations(160, 1030, dtype=torch.bfloat16)
+            x[row, -1] = torch.inf
+            with running(backend):
+                y = ops.decode_linear(x, matrix)
+            assert (y[row] == torch.inf).all()
+            others = torch.arange(160) != row
+            assert_linear_close(y[others], x[others], w, rounded_weight=True)
 
 
 @every_dtype

@@ -18,14 +18,6 @@ every_isa = pytest.mark.parametrize("isa", ISAS)
 
 
 @pytest.fixture
-def threads():
-    """Sets the number of threads; puts it back."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
 def use_isa():
     yield ops.select_cpu_isa
     ops.select_cpu_isa()
