@@ -24,11 +24,12 @@ def test_encode(benchmark, threads):
     benchmark.extra_info["GB/s"] = round(gigabytes(weight) / benchmark.stats["median"], 3)
 
 
+@pytest.mark.parametrize("coding", ["fixed", "rans"])
 @pytest.mark.parametrize("isa", ops.backend_info().get("cpu_isas", []))
-def test_decode(benchmark, threads, isa):
+def test_decode(benchmark, threads, isa, coding):
     threads(1)
     weight = normal(*SHAPE)
-    coded = ops.encode(weight)
+    coded = ops.encode(weight, coding=coding)
     ops.select_cpu_isa(isa)
     try:
         decoded = benchmark.pedantic(lambda: ops.decode(coded), rounds=25, warmup_rounds=3)

@@ -73,11 +73,10 @@ bool may_scale_x(const Kernels& kernels, const CodedView& view, Dtype dtype, int
 LinearPath choose_path(const Kernels& kernels, const CodedView& view, Dtype dtype, int64_t m,
                        const Exponents& of_x, int& x_exponent) {
   x_exponent = 0;
-  if (may_scale_x(kernels, view, dtype, m) && scale_of_x(of_x, x_exponent))
+  if (!may_scale_x(kernels, view, dtype, m)) return LinearPath::tiles;
+  if (scale_of_x(of_x, x_exponent))
     return few(kernels, view, dtype, m) ? LinearPath::fixed_registers : LinearPath::fixed_scaled;
-  const bool blocks =
-      view.coding == Coding::fixed && kernels.simd && packs_bf16(kernels, view, dtype);
-  return blocks ? LinearPath::fixed_blocks : LinearPath::tiles;
+  return packs_bf16(kernels, view, dtype) ? LinearPath::fixed_blocks : LinearPath::tiles;
 }
 
 // ---- packing ------------------------------------------------------------------------------------
@@ -115,9 +114,11 @@ void pack_x(LinearPath path, const void* x, Dtype dtype, int64_t m, int64_t k, b
   const float factor[2] = {float_from_bits(uint32_t(127 + half) << 23),
                            float_from_bits(uint32_t(127 + exponent - half) << 23)};
   with_activation(dtype, [&](auto f) {
-    for (int64_t first = 0; first < end;) {
-      const int rows = block_rows(path, first, m);
-      for (int row = 0; row < rows && first >= begin; ++row)
+    int rows = 0;
+    for (int64_t first = 0; first < end; first += rows) {
+      rows = block_rows(path, first, m);
+      if (first < begin) continue;
+      for (int row = 0; row < rows; ++row)
         for (int64_t col = 0; col < cols; col += 8) {
           const int64_t left = k - col, from = (first + row) * k + col;
           const int64_t to = first * cols + col * rows + 8 * row;
@@ -127,7 +128,6 @@ void pack_x(LinearPath path, const void* x, Dtype dtype, int64_t m, int64_t k, b
           else
             pack_float<decltype(f)>(x, from, columns, factor, (float*)out + to);
         }
-      first += rows;
     }
   });
 }

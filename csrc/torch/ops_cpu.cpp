@@ -116,7 +116,8 @@ Exponents exponents_of(const LinearCall& c, const void* x, int64_t m) {
 }
 
 // Decoded weights live in registers and the first-level cache only. Rows of x so many at a time
-// that x stays in the outer caches: with 512 it was as fast, with 128 decoding cost 2 % more.
+// that x stays in the outer caches. Between 128 and 512 there is no clear best (Zen 4, two
+// threads).
 Tensor fused_linear(const LinearCall& c) {
   constexpr int64_t kRowsAtOnce = 256;
   const int64_t rows = c.view.rows, cols = c.view.cols;
@@ -166,8 +167,9 @@ void aten_linear_out(const Tensor& x, const Tensor& weight, const OptTensor& bia
 }
 
 // Decodes a block of rows into a scratch that stays in the outer caches, then the library's GEMM,
-// which packs x for every block again: in blocks of 4 MiB it lost 3 to 7 % at 512 rows of x, in
-// these 0.5 to 3 % (two threads of an EPYC (Zen 4), 4096 x 4096, 11008 x 4096, 2048 x 5632).
+// which packs x for every block again. F.linear on slices of a dense weight, 512 rows of x, four
+// shapes, two threads of an EPYC (Zen 4): 2 to 8 % lost in slices of 4 MiB that are copied to their
+// place, 0.5 to 3.5 % in slices of 8 MiB that are written there.
 Tensor gemm_linear(const LinearCall& c) {
   constexpr int64_t kBlockBytes = 8 << 20;
   const int64_t m = c.m, rows = c.view.rows, cols = c.view.cols;
@@ -197,10 +199,10 @@ Tensor gemm_linear(const LinearCall& c) {
 
 // Rows of x from which on decoding blocks and calling the library's GEMM is faster; -1: by coding.
 // rans, and what the block kernel of fixed does not take: 128 (bench/bench_linear.py). With it,
-// speed relative to F.linear in bf16, own kernel and library, two threads of an EPYC (Zen 4), whose
-// F.linear multiplies at 96 % of what its cores can: 4096 x 4096 0.89 and 0.87 at 256 rows, 0.87
-// and 0.90 at 512, 0.92 and 0.95 at 1024; 2048 x 5632 0.88 and 0.80, 0.86 and 0.91, 0.86 and 0.95;
-// 11008 x 4096 0.87 and 0.83, 0.92 and 0.86, 0.97 and 0.95.
+// speed relative to F.linear in bf16, own kernel and library, medians of three runs, two threads of
+// an EPYC (Zen 4): 4096 x 4096 0.89 and 0.83 at 256 rows, 0.87 and 0.90 at 512, 0.92 and 0.95 at
+// 1024; 2048 x 5632 0.89 and 0.80, 0.86 and 0.91, 0.86 and 0.94; 11008 x 4096 0.87 and 0.83, 0.92
+// and 0.86, 0.97 and 0.96.
 std::atomic<int64_t> gemm_from{-1};
 
 bool library_is_faster(const LinearCall& c) {

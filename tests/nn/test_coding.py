@@ -117,13 +117,13 @@ def test_codec_options_of_rans_mean_rans(unsaid):
     assert module.coding == "rans" and "tile_cols=8192" in module.coding_reason
     with pytest.raises(ValueError, match="tile_cols=8192"):
         CompressedLinear(linear(), Codec(tile_cols=8192), coding="fixed")
+    assert CompressedLinear(linear(), Codec(tile_cols=32)).coded.info.tile_cols == 32
 
 
 def test_a_state_of_another_coding_says_so():
     rans, fixed = (CompressedLinear(linear(), coding=coding) for coding in ("rans", "fixed"))
     rans.load_state_dict(fixed.state_dict())
     assert (rans.coding, rans.coding_reason) == ("fixed", "as it was loaded")
-    assert CompressedLinear(linear(), Codec(tile_cols=32)).coded.info.tile_cols == 32
 
 
 def test_a_tensor_that_is_only_kept_is_rans_unless_asked(unsaid):
